@@ -1,0 +1,10 @@
+"""The method: what to predict, how to combine it, and what one step must evaluate. Plain torch, no host."""
+
+from .combine import combine
+from .plan import Plan, Term, plan
+from .recipe import BASE, UNCONDITIONAL, Guidance, Prediction, Recipe
+from .schedule import Progress, Schedule
+from .shaping import Momentum, Shaping
+
+__all__ = ["BASE", "UNCONDITIONAL", "Guidance", "Momentum", "Plan", "Prediction", "Progress", "Recipe", "Schedule",
+           "Shaping", "Term", "combine", "plan"]

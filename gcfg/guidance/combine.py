@@ -1,0 +1,58 @@
+"""The equation: a baseline and guidances in, one denoised prediction out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .plan import Plan, Term
+from .recipe import Prediction
+from .shaping import Momentum, rescale_factor, shape, zero_star_reference
+
+
+def combine(plan: Plan, predictions: Mapping[Prediction, Tensor], x: Tensor, sigma: float, *,
+            masks: Mapping[int, Tensor] | None = None, momentum: Momentum | None = None,
+            start: Tensor | None = None) -> Tensor:
+    """GCFG (arXiv 2312.08195) in denoised space: ``D = D_0 + sum_i w_i M_i shape_i(D_i - R_i)``.
+
+    Args:
+        plan: the terms of this step.
+        predictions: denoised predictions of shape (B, ...), at least those that the plan asks for.
+        x: the noisy latent of this step, (B, ...).
+        sigma: its noise level.
+        masks: spatial masks by index of the guidance, broadcastable to x; none means everywhere.
+        momentum: the running sums of this run; needed where a guidance has momentum.
+        start: what the guidances are added to, if not the baseline (a host's own guidance result).
+
+    With no term the result is D_0; with one term on the base model it equals classifier-free guidance to the bit.
+    """
+    if plan.baseline_cancels:  # any value gives the same sum; zero needs no forward pass
+        predictions = {**predictions, plan.baseline: torch.zeros_like(x)}
+    denoised = predictions[plan.baseline] if start is None else start
+    for term in plan.terms:
+        added = contribution(term, plan, predictions, x, sigma, momentum)
+        if masks and term.index in masks:
+            added = added * masks[term.index]
+        denoised = denoised + added
+    return denoised
+
+
+def contribution(term: Term, plan: Plan, predictions: Mapping[Prediction, Tensor], x: Tensor, sigma: float,
+                 momentum: Momentum | None = None) -> Tensor:
+    """What one guidance adds, without its mask: ``w shape(D - R)`` plus the shift of the reference, if any."""
+    guidance, shaping = term.guidance, term.guidance.shaping
+    prediction, reference = predictions[guidance.prediction], predictions[guidance.reference]
+    if shaping.is_neutral:
+        return (prediction - reference) * term.scale
+
+    origin = zero_star_reference(x, prediction, reference) if shaping.zero_star else reference
+    delta = prediction - origin
+    if shaping.momentum != 0.0:
+        delta = momentum.update(term.index, sigma, delta, shaping.momentum)
+    baseline = predictions[plan.baseline] if shaping.norm_limit > 0 else None
+    guided = origin + term.scale * shape(delta, prediction, baseline, shaping)
+    if shaping.rescale > 0:
+        guided = guided * rescale_factor(guided, prediction, shaping.rescale)
+    return guided - reference

@@ -1,0 +1,123 @@
+"""Which MODELs may be mixed in one sampling run, and which of them share weights."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import comfy.model_management
+from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import CONST
+
+from . import KEY
+
+
+def describe(patcher: ModelPatcher) -> str:
+    """A MODEL in a few words, for error messages."""
+    model = patcher.model
+    latent = patcher.get_model_object("latent_format")
+    family = "flow matching" if is_flow(patcher) else model.model_type.name.lower().replace("_", "-")
+    return (f"{type(model.model_config).__name__} ({family}, {latent.latent_channels}-channel "
+            f"{type(latent).__name__} latents)")
+
+
+def is_flow(patcher: ModelPatcher) -> bool:
+    """True for flow matching, where x = (1 - sigma) x0 + sigma noise; False where x = x0 + sigma noise."""
+    return isinstance(patcher.get_model_object("model_sampling"), CONST)
+
+
+def is_patched(patcher: ModelPatcher) -> bool:
+    """True if the MODEL already carries guidances of this pack."""
+    return any(KEY in by_key for by_key in patcher.wrappers.values())
+
+
+def check_mixable(base: ModelPatcher, other: ModelPatcher, label: str) -> None:
+    """Refuse a second MODEL whose predictions cannot be added to those of the base.
+
+    Raises:
+        ValueError: other latents, another prediction family, or a MODEL that itself carries guidances.
+    """
+    if is_patched(other):
+        raise ValueError(f"{label}: its model already carries GCFG guidances; connect the MODEL from before "
+                         "'Apply GCFG to Model' and put all guidances into one chain.")
+    if latent_space(base) != latent_space(other):
+        raise ValueError(f"{label}: {describe(other)} and the base {describe(base)} work in different latent spaces; "
+                         "choose a model of the same architecture family.")
+    if is_flow(base) != is_flow(other):
+        raise ValueError(f"{label}: {describe(other)} and the base {describe(base)} add noise in different ways "
+                         "(flow matching against variance exploding); choose two models of one kind.")
+    ours, theirs = (p.get_model_object("model_sampling") for p in (base, other))
+    if getattr(ours, "sigma_data", 1.0) != getattr(theirs, "sigma_data", 1.0):
+        raise ValueError(f"{label}: {describe(other)} and the base {describe(base)} expect differently scaled latents "
+                         f"(sigma_data {theirs.sigma_data} and {ours.sigma_data}); choose two models of one kind.")
+    if float(ours.sigma_max) > 1.5 * float(theirs.sigma_max):
+        logging.warning("GCFG: %s: noise levels of the run reach %.4g, but %s was trained up to %.4g.",
+                        label, float(ours.sigma_max), describe(other), float(theirs.sigma_max))
+
+
+def check_conditioning(patcher: ModelPatcher, conditioning: list, label: str) -> None:
+    """Refuse a conditioning whose text encoder does not belong to the model (ValueError)."""
+    width = patcher.model.model_config.unet_config.get("context_dim")
+    for cross_attn, _ in conditioning:
+        if isinstance(width, int) and cross_attn is not None and cross_attn.shape[-1] != width:
+            raise ValueError(f"{label}: its conditioning is {cross_attn.shape[-1]} wide, but {describe(patcher)} reads "
+                             f"{width}; encode the prompt with the text encoder that belongs to this model.")
+
+
+def latent_space(patcher: ModelPatcher) -> tuple:
+    """What must agree for two models to share latents."""
+    latent = patcher.get_model_object("latent_format")
+    return type(latent), latent.latent_channels, latent.latent_dimensions, latent.scale_factor
+
+
+def same_weights(a: ModelPatcher, b: ModelPatcher) -> bool:
+    """True if both MODELs compute with the same weights and modules (clones of one model with equal patches)."""
+    return (a.model is b.model and a.patches_uuid == b.patches_uuid and _alike(a.object_patches, b.object_patches)
+            and _alike(a.injections, b.injections) and _alike(a.hook_patches, b.hook_patches)
+            and _alike(getattr(a, "weight_wrapper_patches", {}), getattr(b, "weight_wrapper_patches", {})))
+
+
+def same_options(a: ModelPatcher, b: ModelPatcher) -> bool:
+    """True if both MODELs carry the same attention patches, wrappers and CFG functions."""
+    return (_alike(a.model_options, b.model_options) and _alike(_foreign(a.wrappers), _foreign(b.wrappers))
+            and _alike(_foreign(a.callbacks), _foreign(b.callbacks)))
+
+
+def _foreign(registered: dict[str, dict]) -> dict[str, dict]:
+    """Wrappers or callbacks of others, {type: {key: list}}, without empty entries."""
+    kept = {kind: {k: v for k, v in by_key.items() if k != KEY and v} for kind, by_key in registered.items()}
+    return {kind: by_key for kind, by_key in kept.items() if by_key}
+
+
+def _alike(a: object, b: object) -> bool:
+    """Containers by content, plain values by value, everything else by identity."""
+    if a is b:
+        return True
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    return isinstance(a, str | int | float) and type(a) is type(b) and a == b
+
+
+def with_own_weights(patcher: ModelPatcher) -> ModelPatcher:
+    """A MODEL that computes the same as this one, over a module that no other MODEL uses.
+
+    Clones of one checkpoint share one module: loaded side by side, both would run with the patches of one of them.
+    """
+    if getattr(patcher, "is_dynamic", bool)():  # only newer hosts have dynamic MODELs
+        return patcher.clone(force_deepcopy=True)
+    for loaded in [m for m in comfy.model_management.current_loaded_models if m.model is not None]:
+        if loaded.model.is_clone(patcher):
+            loaded.model_unload()
+            comfy.model_management.current_loaded_models.remove(loaded)
+    patcher.unpatch_model(patcher.offload_device)
+    config = patcher.model.model_config
+    own = patcher.clone()
+    own.model = copy.deepcopy(patcher.model, {id(config): config})
+    for name in ("backup", "object_patches_backup", "hook_backup", "backup_buffers"):
+        if hasattr(own, name):
+            setattr(own, name, {})
+    if hasattr(own, "pinned"):
+        own.pinned = set()
+    return own

@@ -1,0 +1,65 @@
+"""Denoised predictions through the host, as many in one forward pass as its memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from comfy.samplers import calc_cond_batch, get_area_and_mult
+from torch import Tensor
+
+GUIDED, UNGUIDED = 0, 1  # the roles that attention patches of other packs know: positive and negative
+
+
+def predict(model, conds: Sequence[list[dict]], x: Tensor, timestep: Tensor, options: dict,
+            roles: Sequence[int], batch: Callable = calc_cond_batch) -> list[Tensor]:
+    """Denoised predictions (B, ...) of one model under several conditionings.
+
+    The host batches what fits into its free memory. It numbers the rows of a batch by the position of their
+    conditioning; other packs' patches expect just two roles there and may fail on a third.
+
+    Args:
+        model: the host's inner model.
+        conds: processed conditionings.
+        roles: for each conditioning, what the patches shall see it as.
+        batch: the host's function, or the executor of a wrapper around it.
+    """
+    return batch(model, list(conds), x, timestep, with_roles(options, roles))
+
+
+def with_roles(options: dict, roles: Sequence[int]) -> dict:
+    """The same model options, with ``cond_or_uncond`` turned from positions into roles before the model is called."""
+    inner = options.get("model_function_wrapper")
+
+    def call(apply_model: Callable, args: dict) -> Tensor:
+        seen = [roles[position] for position in args["cond_or_uncond"]]
+        args["cond_or_uncond"] = seen
+        args["c"]["transformer_options"]["cond_or_uncond"] = seen[:]
+        if inner is not None:
+            return inner(apply_model, args)
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    return {**options, "model_function_wrapper": call}
+
+
+def is_active(conds: list[dict], timestep: Tensor) -> bool:
+    """False if every part of a conditioning is limited to other noise levels: the host then predicts zeros."""
+    sigma = timestep[0]
+    return any(not sigma > c.get("timestep_start", torch.inf) and not sigma < c.get("timestep_end", 0.0) for c in conds)
+
+
+def coverage(conds: list[dict], x: Tensor, timestep: Tensor) -> Tensor | None:
+    """Where a conditioning predicts, 0 to 1, shaped like x; None means everywhere.
+
+    Outside its areas and masks the host predicts zeros, which must not be taken for a prediction.
+    """
+    if any("default" in c for c in conds) or not any({"area", "mask"} & c.keys() for c in conds):
+        return None
+    total = torch.zeros_like(x)
+    for part in filter(None, (get_area_and_mult(c, x, timestep) for c in conds)):
+        region = total
+        dims = len(part.area) // 2 if part.area is not None else 0
+        for i in range(dims):
+            region = region.narrow(i + 2, part.area[i + dims], part.area[i])
+        region += part.mult
+    return total.clamp_(0.0, 1.0)
