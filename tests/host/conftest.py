@@ -1,0 +1,78 @@
+"""A real ComfyUI in the test process: the pack as ``gcfg_pack``, tiny models, a server. Skipped without a host.
+
+Tests here may import ``comfy`` and ``gcfg_pack`` at module level: where there is no host they are never imported.
+``GCFG_REQUIRE_HOST=1`` turns a missing host into an error, ``GCFG_TEST_DEVICE=cuda`` lets the host use its GPU.
+"""
+
+import os
+import sys
+
+import pytest
+from harness.find import NO_HOST, PACK, HostNotFound, find_host, load_package
+
+try:
+    HOST = find_host()
+except HostNotFound as error:
+    raise pytest.UsageError(str(error)) from error
+if HOST is None and os.environ.get("GCFG_REQUIRE_HOST") == "1":
+    raise pytest.UsageError(f"GCFG_REQUIRE_HOST=1, but {NO_HOST}")
+
+
+def _start_host():
+    """Make the host's modules importable, with the device chosen before any of them looks at it."""
+    sys.path.insert(0, str(HOST))
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = os.environ.get("GCFG_TEST_DEVICE", "cpu") == "cpu"
+    import utils.extra_config  # noqa: F401  (before nodes: another package named utils must not come first)
+
+    load_package("gcfg_pack", PACK)
+
+
+if HOST is not None:
+    _start_host()
+
+
+class _WithoutHost(pytest.Module):
+    """A test module that is reported as skipped instead of being imported."""
+
+    def collect(self):
+        pytest.skip(NO_HOST, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if HOST is None:
+        return _WithoutHost.from_parent(parent, path=module_path)
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "/tests/host/" in item.path.as_posix():
+            item.add_marker(pytest.mark.host)
+
+
+@pytest.fixture(scope="session")
+def host():
+    """The folder of the ComfyUI under test."""
+    return HOST
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The builders of ``harness.tiny``: genuine models of the host, from a seed."""
+    from harness import tiny
+
+    return tiny
+
+
+@pytest.fixture
+def base(tiny):
+    """A fresh base model of the Stable Diffusion 1.5 class."""
+    return tiny.sd15(seed=1)
+
+
+@pytest.fixture
+def concept(tiny):
+    """A fresh concept model: the architecture of ``base`` with other weights."""
+    return tiny.sd15(seed=2)
