@@ -8,6 +8,7 @@ import os
 import sys
 
 import pytest
+
 from harness.find import NO_HOST, PACK, HostNotFound, find_host, load_package
 
 try:

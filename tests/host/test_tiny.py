@@ -40,10 +40,11 @@ def test_samples_are_sane_and_follow_seed_and_text(tiny, family, options, text, 
 
 
 def test_prediction_types(tiny):
-    kinds = {"eps": comfy.model_sampling.EPS, "v": comfy.model_sampling.V_PREDICTION, "flow": comfy.model_sampling.CONST}
+    sampling = comfy.model_sampling
+    kinds = {"eps": sampling.EPS, "v": sampling.V_PREDICTION, "flow": sampling.CONST}
     for prediction, kind in kinds.items():
         assert isinstance(tiny.sd15(prediction=prediction).get_model_object("model_sampling"), kind)
-    assert isinstance(tiny.sd3().get_model_object("model_sampling"), comfy.model_sampling.CONST)
+    assert isinstance(tiny.sd3().get_model_object("model_sampling"), sampling.CONST)
 
 
 def test_lora_and_controlnet_have_an_effect(tiny, base):

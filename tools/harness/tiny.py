@@ -26,7 +26,7 @@ _SD15 = _UNET | {
 }
 _SDXL = _UNET | {
     "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, 1], "transformer_depth": [0, 1],
-    "transformer_depth_output": [1, 1, 0, 0], "transformer_depth_middle": 1, "context_dim": 2048,
+    "transformer_depth_output": [0, 0, 1, 1], "transformer_depth_middle": 1, "context_dim": 2048,
     "adm_in_channels": 2816, "num_classes": "sequential", "use_linear_in_transformer": True,
 }
 _SD3 = {
@@ -47,7 +47,7 @@ def sd15(seed: int = 0, prediction: str = "eps", dtype: torch.dtype = torch.floa
 
 
 def sdxl(seed: int = 0, prediction: str = "eps", dtype: torch.dtype = torch.float32):
-    """An SDXL class ``ModelPatcher`` of 3 M weights: text width 2048, pooled output 1280 (``conditioning(pooled=1280)``)."""
+    """An SDXL class ``ModelPatcher`` of 3 M weights: text width 2048, pooled output 1280."""
     return _unet(comfy.supported_models.SDXL, _SDXL, seed, prediction, dtype)
 
 

@@ -2,8 +2,12 @@
 
 import math
 import zlib
+from collections.abc import Iterable
 
 import torch
+
+# What writes to the output of the last block.
+_ENDS = ("0.skip_connection", "0.out_layers.3", "1.proj_out")
 
 
 def generator(seed: int, name: str = "") -> torch.Generator:
@@ -27,6 +31,14 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return noise + 1.0 if is_scale(name, tuple(shape)) else noise
 
 
+def rewritten(names: Iterable[str]) -> list[str]:
+    """The tensors of a UNet that ``pass_input_through`` writes to."""
+    names = list(names)
+    top = _last_block(names)
+    prefixes = ("input_blocks.0.0.", "out.0.", "out.2.", *(f"{top}.{name}." for name in _ENDS))
+    return [name for name in names if name.startswith(prefixes)]
+
+
 def pass_input_through(weights: dict[str, torch.Tensor], effect: float = 0.3) -> None:
     """Rewrite the ends of a UNet so that its output is its normalised input plus ``effect`` of the random network.
 
@@ -39,21 +51,19 @@ def pass_input_through(weights: dict[str, torch.Tensor], effect: float = 0.3) ->
     width, channels = first.shape[0], last.shape[0]
     pairs = width // (4 * 2 * channels)
     carried = 2 * pairs * channels
-    top = "output_blocks.%d" % max(int(name.split(".")[1]) for name in weights if name.startswith("output_blocks."))
-    skip = weights[f"{top}.0.skip_connection.weight"]
-    first[:carried] = 0.0
-    skip[:carried] = 0.0
+    for name in rewritten(weights):
+        if not name.startswith("out."):
+            weights[name][:carried] = 0.0
+    skip = weights[f"{_last_block(weights)}.0.skip_connection.weight"]
     last.mul_(effect)[:, :carried] = 0.0
     for k in range(carried):
         channel, sign = k // 2 % channels, 1.0 - 2.0 * (k % 2)
         first[k, channel, 1, 1] = sign
         skip[k, skip.shape[1] - width + k] = 1.0
         last[channel, k, 1, 1] = sign / pairs
-    for name in ("0.skip_connection", "0.out_layers.3", "1.proj_out"):
-        for kind in ("weight", "bias"):
-            tensor = weights.get(f"{top}.{name}.{kind}")
-            if tensor is not None and tensor is not skip:
-                tensor[:carried] = 0.0
-    weights["input_blocks.0.0.bias"][:carried] = 0.0
     weights["out.0.weight"].fill_(1.0)
     weights["out.0.bias"].zero_()
+
+
+def _last_block(names: Iterable[str]) -> str:
+    return f"output_blocks.{max(int(name.split('.')[1]) for name in names if name.startswith('output_blocks.'))}"

@@ -1,0 +1,121 @@
+"""Genuine model files of a few megabytes, made from a seed, that the host's stock loaders load.
+
+A full-size CLIP alone has 124 million weights. The large tensors of a file here are overlapping views of a few seeded
+buffers: a ``.ckpt`` stores a buffer once, however many tensors look into it.
+"""
+
+import math
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from . import shapes
+from .weights import draw, gain, generator, pass_input_through, rewritten
+
+_LARGE = 32768
+_LATENT_SCALE = 0.18215
+
+
+class ModelFiles(NamedTuple):
+    """Names of the files, as the host's loader nodes list them."""
+
+    checkpoint: str
+    unet: str
+    lora: str
+    controlnet: str
+
+
+def write_models(models: Path, seed: int = 0) -> ModelFiles:
+    """Write a base checkpoint, a concept UNet, a LoRA and a ControlNet into the folder ``models`` of a host.
+
+    Base: UNet, CLIP-L and autoencoder (CheckpointLoaderSimple). Concept: a UNet of the same architecture with other
+    weights (UNETLoader). LoRA: for the UNet's attention (LoraLoader). ControlNet: for the UNet (ControlNetLoader).
+    """
+    names = ModelFiles("tiny_sd15.ckpt", "tiny_concept.ckpt", "tiny_lora.safetensors", "tiny_control.pth")
+    folders = ("checkpoints", "diffusion_models", "loras", "controlnet")
+    contents = (checkpoint(seed), unet(seed + 1), lora(seed + 2), controlnet(seed + 3))
+    for folder, name, weights in zip(folders, names, contents, strict=True):
+        path = models / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(weights, path)
+        else:
+            torch.save(weights, path)
+    return names
+
+
+def checkpoint(seed: int) -> dict[str, torch.Tensor]:
+    """UNet, text encoder and autoencoder under the names of a Stable Diffusion 1.5 checkpoint."""
+    text = _overlapping(shapes.clip_l(), seed)
+    weights = {f"model.diffusion_model.{name}": tensor for name, tensor in unet(seed).items()}
+    weights |= {f"cond_stage_model.{name}": tensor for name, tensor in text.items()}
+    return weights | {f"first_stage_model.{name}": tensor for name, tensor in autoencoder(seed).items()}
+
+
+def unet(seed: int) -> dict[str, torch.Tensor]:
+    """A UNet alone, as UNETLoader takes it."""
+    table = shapes.unet()
+    weights = _overlapping(table, seed)
+    weights |= {name: draw(name, table[name], seed).half() for name in rewritten(table)}
+    pass_input_through(weights)
+    return weights
+
+
+def controlnet(seed: int) -> dict[str, torch.Tensor]:
+    """A ControlNet for ``unet``."""
+    return _overlapping(shapes.controlnet(), seed)
+
+
+def autoencoder(seed: int) -> dict[str, torch.Tensor]:
+    """A TAESD whose images lie around middle grey and whose latents lie around one."""
+    weights = _overlapping(shapes.taesd(), seed)
+    weights["taesd_decoder.19.weight"] *= 0.1
+    weights["taesd_decoder.19.bias"] += 0.5
+    weights["vae_scale"], weights["vae_shift"] = torch.tensor(_LATENT_SCALE), torch.tensor(0.0)
+    return weights
+
+
+def lora(seed: int, rank: int = 4) -> dict[str, torch.Tensor]:
+    """A LoRA of low rank on every attention projection of ``unet``."""
+    weights = {}
+    for name, shape in shapes.unet().items():
+        if ".attn" in name and len(shape) == 2:
+            key = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+            weights[f"{key}.lora_up.weight"] = draw(f"{key}.up", (shape[0], rank), seed)
+            weights[f"{key}.lora_down.weight"] = draw(f"{key}.down", (rank, shape[1]), seed)
+            weights[f"{key}.alpha"] = torch.tensor(float(rank))
+    return weights
+
+
+def _overlapping(table: shapes.Shapes, seed: int) -> dict[str, torch.Tensor]:
+    """Half precision weights for ``table``; the large ones share buffers, one for each power of two as gain."""
+    large = {name: shape for name, shape in table.items() if math.prod(shape) > _LARGE}
+    weights = {name: draw(name, shape, seed).half() for name, shape in table.items() if name not in large}
+    sizes: dict[int, int] = {}
+    for name, shape in large.items():
+        power = _power(name, shape)
+        sizes[power] = max(sizes.get(power, 0), _offset(name) + shape[0] * _stride(shape) + math.prod(shape[1:]))
+    buffers = {
+        power: (torch.randn(size, generator=generator(seed, f"buffer {power}")) * 2.0**power).half()
+        for power, size in sizes.items()
+    }
+    for name, shape in large.items():
+        inner = [math.prod(shape[k + 1 :]) for k in range(1, len(shape))]
+        weights[name] = buffers[_power(name, shape)].as_strided(shape, (_stride(shape), *inner), _offset(name))
+    return weights
+
+
+def _power(name: str, shape: tuple[int, ...]) -> int:
+    return round(math.log2(gain(name, shape)))
+
+
+def _stride(shape: tuple[int, ...]) -> int:
+    """The distance between rows: short enough for half a million weights in all, long enough to tell rows apart."""
+    return min(math.prod(shape[1:]), max(61, 500_000 // shape[0]))
+
+
+def _offset(name: str) -> int:
+    return zlib.crc32(name.encode()) % 4096
