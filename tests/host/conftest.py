@@ -77,3 +77,16 @@ def base(tiny):
 def concept(tiny):
     """A fresh concept model: the architecture of ``base`` with other weights."""
     return tiny.sd15(seed=2)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A running server of the host with the pack in it; ``server.models`` names the tiny model files."""
+    from harness.files import write_models
+    from harness.server import serve
+
+    folder = tmp_path_factory.mktemp("server")
+    models = write_models(folder / "models")
+    with serve(HOST, folder) as running:
+        running.models = models
+        yield running

@@ -1,0 +1,96 @@
+"""Workflows in API format: shrunk to the tiny models, with the input images that they name."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .files import ModelFiles
+
+# The input of a stock loader node that names a file, and the field of ``ModelFiles`` that takes its place.
+_LOADERS = {
+    "ckpt_name": "checkpoint",
+    "unet_name": "unet",
+    "lora_name": "lora",
+    "control_net_name": "controlnet",
+}
+_IMAGE_NODES = ("LoadImage", "LoadImageMask", "LoadImageOutput")
+
+
+def read(path: Path) -> dict:
+    """A workflow in API format; a graph saved for the frontend is refused with a hint."""
+    workflow = json.loads(Path(path).read_text())
+    if not isinstance(workflow, dict) or "nodes" in workflow:
+        raise ValueError(f"{path} is not in API format (in ComfyUI: Workflow, Export (API))")
+    return {key: node for key, node in workflow.items() if isinstance(node, dict) and "class_type" in node}
+
+
+def stock(prompt: str = "a cat", seed: int = 1) -> dict:
+    """Text to image with stock nodes only."""
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "model.safetensors"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": prompt, "clip": ["1", 1]}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 1]}},
+        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 512, "batch_size": 1}},
+        "5": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0],
+                "seed": seed, "steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+            },
+        },
+        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "stock"}},
+    }
+
+
+def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int | None = None) -> dict:
+    """A copy that loads ``files`` and, where given, makes images of ``size`` pixels in ``steps`` steps."""
+    adapted = copy.deepcopy(workflow)
+    for node in adapted.values():
+        inputs = node["inputs"]
+        for name, field in _LOADERS.items():
+            if isinstance(inputs.get(name), str):
+                inputs[name] = getattr(files, field)
+        if size is not None and _is_number(inputs.get("width")) and _is_number(inputs.get("height")):
+            inputs["width"] = inputs["height"] = size
+        if steps is not None and _is_number(inputs.get("steps")):
+            _shorten(inputs, steps)
+    return adapted
+
+
+def provide_images(workflow: dict, folder: Path, size: int = 64) -> list[Path]:
+    """Draw every image that a workflow loads and ``folder`` does not have: a disc on a gradient, half transparent."""
+    drawn = []
+    for node in workflow.values():
+        name = node["inputs"].get("image")
+        if node["class_type"] not in _IMAGE_NODES or not isinstance(name, str):
+            continue
+        path = folder / name.split(" [")[0]
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(_disc(size)).save(path)
+            drawn.append(path)
+    return drawn
+
+
+def _disc(size: int) -> np.ndarray:
+    y, x = np.mgrid[0:size, 0:size] / max(size - 1, 1)
+    inside = (x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.09
+    pixels = np.stack([x, y, np.where(inside, 1.0, 0.2), np.where(x < 0.5, 1.0, 0.5)], axis=-1)
+    return (pixels * 255).astype(np.uint8)
+
+
+def _shorten(inputs: dict, steps: int) -> None:
+    """Fewer steps, with a first and a last step at the same share of them."""
+    before = inputs["steps"]
+    for name in ("start_at_step", "end_at_step"):
+        if _is_number(inputs.get(name)) and inputs[name] <= before:
+            inputs[name] = round(inputs[name] * steps / before)
+    inputs["steps"] = steps
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
