@@ -47,13 +47,16 @@ def stock(prompt: str = "a cat", seed: int = 1) -> dict:
 
 
 def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int | None = None) -> dict:
-    """A copy that loads ``files`` and, where given, makes images of ``size`` pixels in ``steps`` steps."""
+    """A copy that loads ``files`` and, where given, makes images of ``size`` pixels in ``steps`` steps.
+
+    An empty name in ``files`` keeps the file that the workflow names.
+    """
     adapted = copy.deepcopy(workflow)
     for node in adapted.values():
         inputs = node["inputs"]
         for name, field in _LOADERS.items():
             if isinstance(inputs.get(name), str):
-                inputs[name] = getattr(files, field)
+                inputs[name] = getattr(files, field) or inputs[name]
         if size is not None and _is_number(inputs.get("width")) and _is_number(inputs.get("height")):
             inputs["width"] = inputs["height"] = size
         if steps is not None and _is_number(inputs.get("steps")):
