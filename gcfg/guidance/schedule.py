@@ -63,13 +63,14 @@ class Schedule:
 
 
 def parse_points(text: str) -> tuple[tuple[float, float], ...]:
-    """Read ``"0: 1, 0.5: 2.5, 1: 0"`` (commas, semicolons or line breaks between points) as (progress, factor) pairs."""
+    """Read ``"0: 1, 0.5: 2.5, 1: 0"`` as (progress, factor) pairs; semicolons and line breaks separate points, too."""
     points = []
     for entry in filter(None, (part.strip() for part in text.replace(";", ",").replace("\n", ",").split(","))):
         try:
             progress, value = (float(number) for number in entry.split(":"))
         except ValueError:
-            raise ValueError(f"'{entry}' is no schedule point; write 'progress: factor', e.g. 0: 1, 0.5: 2.5, 1: 0.") from None
+            raise ValueError(f"'{entry}' is no schedule point; write 'progress: factor', "
+                             "e.g. 0: 1, 0.5: 2.5, 1: 0.") from None
         points.append((progress, value))
     return tuple(points)
 

@@ -44,7 +44,8 @@ class Shaping:
         if self.norm_limit < 0 or self.zero_init_steps < 0:
             raise ValueError("norm_limit and zero_init_steps must not be negative; 0 switches them off.")
         if not -1.0 < self.momentum < 1.0:
-            raise ValueError(f"momentum must lie between -1 and 1, not {self.momentum}: the sum would grow without end.")
+            raise ValueError(f"momentum must lie between -1 and 1, not {self.momentum}: "
+                             "the sum would grow without end.")
         if not 0.0 <= self.rescale <= 1.0:
             raise ValueError(f"rescale must lie between 0 and 1, not {self.rescale}.")
 

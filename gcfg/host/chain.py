@@ -69,7 +69,8 @@ def compile_chain(base: ModelPatcher, links: Sequence[Link], *, baseline_model: 
         if link.scale != 0:
             reference = {"unconditional": baseline, "previous guidance": previous}.get(link.reference)
             if link.reference == "custom":
-                reference = compiler.prediction(link.reference_model, link.reference_conditioning, f"{label}, reference")
+                reference = compiler.prediction(link.reference_model, link.reference_conditioning,
+                                                f"{label}, reference")
             guidances.append(Guidance(prediction, reference, link.scale, link.start, link.end, link.schedule,
                                       link.shaping, compiler.mask(link.mask), label))
         previous = prediction
@@ -96,7 +97,8 @@ class _Compiler:
             check_mixable(self.base, patcher, label)
         if used and conditioning is not None:
             check_conditioning(patcher, conditioning, label)
-        return Prediction(self._model(patcher), UNCONDITIONAL if conditioning is None else self._conditioning(conditioning))
+        text = UNCONDITIONAL if conditioning is None else self._conditioning(conditioning)
+        return Prediction(self._model(patcher), text)
 
     def _model(self, patcher: ModelPatcher) -> str:
         name = self._names.setdefault(id(patcher), f"model {len(self.models) + 1}")

@@ -1,0 +1,248 @@
+"""One sampling run of a recipe: which weights run what, loaded and prepared the host's way, and handed back."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+
+import comfy.hooks
+import torch
+from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.sampler_helpers import (
+    cleanup_models,
+    convert_cond,
+    get_hooks_from_cond,
+    prepare_mask,
+    prepare_model_patcher,
+)
+from comfy.samplers import filter_registered_hooks_on_conds, preprocess_conds_hooks, process_conds
+
+from ..guidance import BASE, UNCONDITIONAL, Momentum, Prediction, Progress, Recipe
+from . import KEY
+from .chain import POSITIVE, fingerprint
+from .models import same_options, same_weights, with_own_weights
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a patched MODEL carries: a recipe and what its names stand for.
+
+    The MODELs themselves lie in the patched MODEL's additional models, in the order of ``models``: the host clones
+    them along with it, so no closure may hold one.
+    """
+
+    recipe: Recipe
+    models: tuple[str, ...]
+    conditionings: dict[str, list]
+    masks: dict[str, torch.Tensor]
+
+
+@dataclass
+class Lane:
+    """Everything that runs with one set of weights and one set of patches.
+
+    Attributes:
+        patcher: the MODEL as the user built it.
+        owner: the MODEL whose module runs it; another one if ``patcher`` is a clone of that.
+        conds: the conditionings it is asked for, by name; unprocessed until sampling starts.
+        options: its own model options (the base's come with each step).
+    """
+
+    patcher: ModelPatcher
+    owner: ModelPatcher
+    conds: dict[str, list[dict]] = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
+
+
+class Run:
+    """A recipe during one call of a guider's ``sample``; a context manager, entered before the models load."""
+
+    def __init__(self, guider, spec: Spec):
+        self.guider, self.spec = guider, spec
+        self.momentum = Momentum()
+        self.additional = guider.model_patcher.get_additional_models_with_key(KEY)
+        names = self._conditionings()
+        self.lanes, twins = assign_lanes(guider.model_patcher, dict(zip(spec.models, self.additional, strict=True)))
+        self.recipe = spec.recipe.renamed(twins, names)
+        self._ask_lanes()
+
+    @property
+    def base(self) -> ModelPatcher:
+        return self.lanes[BASE].owner
+
+    @property
+    def owners(self) -> list[ModelPatcher]:
+        """The MODELs whose modules run, the base first, each once."""
+        return list(dict.fromkeys(lane.owner for lane in self.lanes.values()))
+
+    def inner(self, lane: Lane):
+        """The host's inner model of a lane."""
+        return self.guider.inner_model if lane.owner is self.base else lane.owner.model
+
+    def processed(self, prediction: Prediction) -> list[dict] | None:
+        """The processed conditioning of a prediction, or None if there is none."""
+        if prediction.model == BASE and prediction.conditioning in (POSITIVE, UNCONDITIONAL):
+            return self.guider.conds.get({POSITIVE: "positive", UNCONDITIONAL: "negative"}[prediction.conditioning])
+        return self.lanes[prediction.model].conds[prediction.conditioning]
+
+    # --- before the models load ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> Run:
+        options = self.guider.model_options
+        if self.recipe.baseline.model != BASE and "context_handler" in options:
+            raise ValueError("A baseline_model cannot be combined with context windows; leave one of them out.")
+        options[KEY] = self
+        self.base.set_additional_models(KEY, self.owners[1:])
+        for lane in self.lanes.values():
+            if lane.owner is not self.base or lane.patcher is not self.base:
+                lane.options = create_model_options_clone(lane.patcher.model_options)
+                prepare_model_patcher(lane.patcher, {}, lane.options)
+                drop_own_wrappers(lane.options)
+        for owner in self.owners:
+            self._register_hooks(owner)
+        return self
+
+    def _conditionings(self) -> dict[str, str]:
+        """Collect the conditionings by name; returns the names that stand for the sampler's own."""
+        own = {POSITIVE: self.guider.conds.get("positive"), UNCONDITIONAL: self.guider.conds.get("negative")}
+        self.conditionings = {name: conds for name, conds in own.items() if conds is not None}
+        known = {fingerprint(conds): name for name, conds in self.conditionings.items()}
+        self.only_unconditional = len(known) < len(self.conditionings)
+        same = {}
+        for name, conditioning in self.spec.conditionings.items():
+            conds = convert_cond(conditioning)
+            self.conditionings[name] = conds
+            if (twin := known.get(fingerprint(conds))) is not None:
+                same[name] = twin
+        if self.only_unconditional:
+            same[POSITIVE] = UNCONDITIONAL
+        return same
+
+    def _ask_lanes(self) -> None:
+        """Give each lane its own copy of the conditionings that the recipe asks it for."""
+        used = [(p, g.label) for g in self.recipe.guidances for p in (g.prediction, g.reference)]
+        if self.recipe.baseline.model != BASE:
+            used.append((self.recipe.baseline, "baseline_model"))
+        for prediction, label in used:
+            if prediction.conditioning not in self.conditionings:
+                raise ValueError(f"{label} needs the {prediction.conditioning} conditioning, and this guider has none; "
+                                 "use a guider with a negative input, or connect the guidance's own conditioning.")
+            if prediction.model != BASE or prediction.conditioning not in (POSITIVE, UNCONDITIONAL):
+                lane = self.lanes[prediction.model]
+                conds = [c.copy() for c in self.conditionings[prediction.conditioning]]
+                lane.conds.setdefault(prediction.conditioning, conds)
+
+    def _register_hooks(self, owner: ModelPatcher) -> None:
+        """Register the hooks of all conditionings that run on one module, together, with its MODEL."""
+        lanes = [lane for lane in self.lanes.values() if lane.owner is owner]
+        for lane in lanes:
+            preprocess_conds_hooks(lane.conds)
+        conds = [c for lane in lanes for c in lane.conds.values()]
+        added = collect_hooks(conds)
+        if owner is self.base:
+            conds = [*self.guider.conds.values(), *conds]
+        for lane in lanes:
+            options = self.guider.model_options if lane.owner is lane.patcher is self.base else lane.options
+            if added.hooks:
+                register_hooks(owner, options, added, collect_hooks(conds))
+            filter_registered_hooks_on_conds(lane.conds, options)
+        if len({c.get("hooks") for part in conds for c in part}) > 1:
+            owner.hook_mode = comfy.hooks.EnumHookMode.MaxSpeed  # the host chose by its own conditionings alone
+
+    def to_load(self, conds: dict[str, list]) -> dict[str, list]:
+        """The host's conditionings and the recipe's: their ControlNets have to be loaded, too."""
+        ours = {f"{KEY} {name} {key}": c for name, lane in self.lanes.items() for key, c in lane.conds.items()}
+        return {**conds, **ours}
+
+    @property
+    def batch_factor(self) -> int:
+        """By how much the largest batch of predictions exceeds the two that the host reckons with."""
+        most = max((len(lane.conds) + (2 if lane.owner is self.base is lane.patcher else 0)
+                    for lane in self.lanes.values()), default=2)
+        return max(1, (most + 1) // 2)
+
+    # --- models are loaded, sampling starts ---------------------------------------------------------------------
+
+    def start(self, sigmas, noise, latent_image, denoise_mask, seed) -> None:
+        """Prepare the other models, the conditionings and the masks for a latent of the shape of ``noise``."""
+        sampling = self.guider.inner_model.model_sampling
+        self.progress = Progress(sampling.percent_to_sigma, float(sampling.sigma_max))
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.masks = {name: prepare_mask(mask, noise.shape, noise.device) for name, mask in self.spec.masks.items()}
+        shapes = getattr(self.guider.inner_model, "latent_shapes", None)
+        takes_shapes = "latent_shapes" in inspect.signature(process_conds).parameters  # newer hosts only
+        for owner in self.owners[1:]:
+            owner.pre_run()
+            owner.model.latent_shapes = shapes
+        for lane in self.lanes.values():
+            lane.options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
+            for name in lane.conds:
+                kind = "negative" if name == UNCONDITIONAL else "positive"
+                # one call each: processed together, conditionings would exchange areas and ControlNets
+                lane.conds[name] = process_conds(
+                    self.inner(lane), noise, {kind: lane.conds[name]}, lane.owner.load_device, latent_image,
+                    denoise_mask, seed, **({"latent_shapes": shapes} if takes_shapes else {}))[kind]
+
+    # --- afterwards, whatever happened ---------------------------------------------------------------------------
+
+    def __exit__(self, *_) -> None:
+        self.base.set_additional_models(KEY, self.additional)
+        cleanup_models(self.to_load({}), [])
+        for owner in self.owners[1:]:
+            owner.cleanup()
+            owner.restore_hook_patches()
+        self.guider.model_options.pop(KEY, None)
+        self.lanes.clear()
+
+
+def assign_lanes(base: ModelPatcher, patchers: dict[str, ModelPatcher]) -> tuple[dict[str, Lane], dict[str, str]]:
+    """Find out whose module runs which MODEL.
+
+    Returns:
+        The lanes by name, and for each MODEL that equals an earlier one, the name of that.
+    """
+    lanes, twins = {BASE: Lane(base, base)}, {}
+    for name, patcher in patchers.items():
+        sharing = {n: lane for n, lane in lanes.items() if same_weights(patcher, lane.patcher)}
+        twin = next((n for n, lane in sharing.items() if same_options(patcher, lane.patcher)), None)
+        if twin is not None:
+            twins[name] = twin
+            continue
+        owner = next((lane.owner for lane in sharing.values()), patcher)
+        if not sharing and any(lane.patcher.model is patcher.model for lane in lanes.values()):
+            owner = with_own_weights(patcher)
+        lanes[name] = Lane(patcher, owner)
+    return lanes, twins
+
+
+def collect_hooks(conds: list[list[dict]]) -> comfy.hooks.HookGroup:
+    """All hooks on some conditionings."""
+    group = comfy.hooks.HookGroup()
+    for part in conds:
+        get_hooks_from_cond(part, group)
+    return group
+
+
+def register_hooks(owner: ModelPatcher, options: dict, added: comfy.hooks.HookGroup,
+                   together: comfy.hooks.HookGroup) -> None:
+    """Register hooks with a MODEL beside those that the host has registered already.
+
+    Args:
+        added: hooks of ours; options hooks that the host has registered before are left alone.
+        together: all hooks, ours and the host's: a MODEL forgets its weight hooks whenever some are registered.
+    """
+    registered = options.get("registered_hooks") or comfy.hooks.HookGroup()
+    target = comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model)
+    for kind in (comfy.hooks.EnumHookType.TransformerOptions, comfy.hooks.EnumHookType.AdditionalModels):
+        for hook in added.get_type(kind):
+            if not registered.contains(hook):
+                hook.add_hook_patches(owner, options, target, registered)
+    owner.register_all_hook_patches(together, target, options, registered)
+    if len(registered) > 0:
+        options["registered_hooks"] = registered
+
+
+def drop_own_wrappers(options: dict) -> None:
+    """Take this pack's wrappers out of model options, so that a clone of the base does not run the recipe again."""
+    for by_key in options["transformer_options"].get("wrappers", {}).values():
+        by_key.pop(KEY, None)

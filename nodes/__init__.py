@@ -1,0 +1,12 @@
+"""The pack's nodes: thin V3 nodes over ``gcfg.host``."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import guidance, sampling
+
+
+class GCFGExtension(ComfyExtension):
+    """Every node of the pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*sampling.NODES, *guidance.NODES]

@@ -1,0 +1,128 @@
+"""Nodes that describe guidances: a chain, a schedule, a shaping."""
+
+from comfy_api.latest import io
+
+from ..gcfg.guidance import Schedule, Shaping
+from ..gcfg.guidance.schedule import KINDS, parse_points
+from ..gcfg.host.chain import REFERENCES, Link
+
+GuidanceSocket = io.Custom("GCFG_GUIDANCE")
+ScheduleSocket = io.Custom("GCFG_SCHEDULE")
+ShapingSocket = io.Custom("GCFG_SHAPING")
+
+
+class GCFGGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GCFGGuidance",
+            display_name="Guidance",
+            category="GCFG",
+            description="One guidance: scale x (prediction - reference). Chain several; bypass one to drop it.",
+            inputs=[
+                GuidanceSocket.Input("guidance", optional=True, tooltip="The chain of guidances so far."),
+                io.Model.Input("model", optional=True,
+                               tooltip="The model that predicts, e.g. a concept model. The sampler's model if empty."),
+                io.Conditioning.Input("conditioning", optional=True, tooltip=(
+                    "What it predicts under. The sampler's negative (unconditional) conditioning if empty, as a "
+                    "null-text concept model wants it.")),
+                io.Float.Input("scale", default=2.5, min=-100.0, max=100.0, step=0.1, round=0.001, tooltip=(
+                    "Strength: multiplies the difference between prediction and reference. Negative pushes away, "
+                    "0 switches the guidance off and costs nothing.")),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
+                               tooltip="Sampling progress at which the guidance begins to act."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip=(
+                    "Sampling progress at which the guidance ends. Outside its window it costs no forward pass.")),
+                io.Combo.Input("reference", options=list(REFERENCES), default=REFERENCES[0], tooltip=(
+                    "What the prediction is measured from: the sampler's unconditional prediction, the prediction of "
+                    "the previous guidance (in a sampler with a positive input, of that for the first one; the "
+                    "unconditional one if there is none), or the reference inputs below.")),
+                io.Model.Input("reference_model", optional=True, tooltip=(
+                    "Model of a custom reference, e.g. a weaker model for AutoGuidance. The sampler's if empty.")),
+                io.Conditioning.Input("reference_conditioning", optional=True, tooltip=(
+                    "Conditioning of a custom reference. The sampler's negative conditioning if empty.")),
+                io.Mask.Input("mask", optional=True, tooltip="Where the guidance acts; nothing changes outside."),
+                ScheduleSocket.Input("schedule", optional=True, tooltip="Scale over sampling progress."),
+                ShapingSocket.Input("shaping", optional=True, tooltip="Projection, norm limit, momentum, rescale."),
+            ],
+            outputs=[GuidanceSocket.Output(display_name="guidance", tooltip="The chain, this guidance at its end.")],
+        )
+
+    @classmethod
+    def execute(cls, scale, start_percent, end_percent, reference, guidance=(), model=None, conditioning=None,
+                reference_model=None, reference_conditioning=None, mask=None, schedule=None,
+                shaping=None) -> io.NodeOutput:
+        if reference != "custom" and (reference_model is not None or reference_conditioning is not None):
+            raise ValueError("Reference inputs are connected but not used; set 'reference' to 'custom'.")
+        if start_percent > end_percent:
+            raise ValueError(f"start_percent {start_percent} lies after end_percent {end_percent}; exchange them.")
+        return io.NodeOutput((*guidance, Link(
+            model, conditioning, scale, start_percent, end_percent, reference, reference_model,
+            reference_conditioning, mask, schedule or Schedule(), shaping or Shaping())))
+
+
+class GCFGSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GCFGSchedule",
+            display_name="Guidance Schedule",
+            category="GCFG",
+            description="A factor on a guidance's scale over sampling progress, 0 (all noise) to 1 (done).",
+            inputs=[
+                io.Combo.Input("kind", options=list(KINDS), default="linear", tooltip=(
+                    "constant: start_value throughout; linear, cosine, power: from start_value to end_value; "
+                    "points: the list below, linear in between.")),
+                io.Float.Input("start_value", default=1.0, min=-100.0, max=100.0, step=0.01,
+                               tooltip="Factor at the beginning of sampling."),
+                io.Float.Input("end_value", default=0.0, min=-100.0, max=100.0, step=0.01,
+                               tooltip="Factor at the end of sampling."),
+                io.Float.Input("exponent", default=2.0, min=0.01, max=100.0, step=0.01,
+                               tooltip="Only for power: above 1 changes late, below 1 early."),
+                io.String.Input("points", default="0: 1, 0.5: 1, 1: 0", tooltip=(
+                    "Only for points: 'progress: factor', separated by commas or line breaks.")),
+            ],
+            outputs=[ScheduleSocket.Output(display_name="schedule", tooltip="For the schedule input of a Guidance.")],
+        )
+
+    @classmethod
+    def execute(cls, kind, start_value, end_value, exponent, points) -> io.NodeOutput:
+        parsed = parse_points(points) if kind == "points" else ()
+        return io.NodeOutput(Schedule(kind, start_value, end_value, exponent, parsed))
+
+
+class GCFGShaping(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GCFGShaping",
+            display_name="Guidance Shaping",
+            category="GCFG",
+            description="Keeps a strong guidance from oversaturating. The defaults change nothing.",
+            inputs=[
+                io.Float.Input("parallel", default=1.0, min=-10.0, max=10.0, step=0.01, tooltip=(
+                    "Factor on the part of the guidance along its prediction (APG, eta). 0 avoids oversaturation.")),
+                io.Float.Input("orthogonal", default=1.0, min=-10.0, max=10.0, step=0.01,
+                               tooltip="Factor on the part of the guidance across its prediction."),
+                io.Float.Input("norm_limit", default=0.0, min=0.0, max=100.0, step=0.01, tooltip=(
+                    "Largest size of the guidance in units of the unconditional prediction's, at any resolution. "
+                    "0 sets no limit.")),
+                io.Float.Input("momentum", default=0.0, min=-0.99, max=0.99, step=0.01, tooltip=(
+                    "Running sum over the steps (APG). Negative values dampen what the steps agree on.")),
+                io.Float.Input("rescale", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                    "Pulls the contrast of the guided prediction to that of the prediction (CFG rescale).")),
+                io.Boolean.Input("zero_star", default=False,
+                                 tooltip="Fits the reference to the prediction before guiding (CFG-Zero*)."),
+                io.Int.Input("zero_init_steps", default=0, min=0, max=1000, tooltip=(
+                    "Leaves the latent as it is for so many first steps (CFG-Zero*, for flow models).")),
+            ],
+            outputs=[ShapingSocket.Output(display_name="shaping", tooltip="For the shaping input of a Guidance.")],
+        )
+
+    @classmethod
+    def execute(cls, parallel, orthogonal, norm_limit, momentum, rescale, zero_star,
+                zero_init_steps) -> io.NodeOutput:
+        return io.NodeOutput(Shaping(parallel, orthogonal, norm_limit, momentum, rescale, zero_star, zero_init_steps))
+
+
+NODES = [GCFGGuidance, GCFGSchedule, GCFGShaping]

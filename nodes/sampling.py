@@ -1,0 +1,175 @@
+"""Nodes that run a chain of guidances: two KSamplers, a guider, a model patch."""
+
+import comfy.samplers
+from comfy_api.latest import io
+from nodes import common_ksampler
+
+from ..gcfg.host.chain import Link
+from ..gcfg.host.guider import Guider
+from ..gcfg.host.patch import apply
+from .guidance import GuidanceSocket
+
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+
+
+def concept_chain(concept_model, concept_scale, guidance) -> tuple[Link, ...]:
+    """The paper's concept guidance in front of a chain."""
+    concept = (Link(model=concept_model, scale=concept_scale, name="Concept"),) if concept_model is not None else ()
+    return (*concept, *guidance)
+
+
+def sample(model, concept_model, positive, negative, latent_image, seed, steps, concept_scale, control_scale,
+           sampler_name, scheduler, guidance, **options):
+    """Concept-centric sampling (arXiv 2312.08195) through the host's KSampler.
+
+    D = D_0 + concept_scale (D_concept - D_0) + control_scale (D_base(positive) - D_0) with D_0 = D_base(negative),
+    and the guidances of the chain.
+    """
+    links = concept_chain(concept_model, concept_scale, guidance)
+    if links:
+        model = apply(model, links)
+    if control_scale == 0.0:  # the host then predicts the unconditional alone
+        positive, control_scale = negative, 1.0
+    return common_ksampler(model, seed, steps, control_scale, sampler_name, scheduler, positive, negative,
+                           latent_image, **options)[0]
+
+
+def inputs_before_seed() -> list:
+    return [
+        io.Model.Input("model", tooltip="The base model: gives text control and the unconditional prediction."),
+        io.Model.Input("concept_model", optional=True, tooltip=(
+            "The concept model: gives fidelity to its domain. Without it this is a stock KSampler.")),
+        io.Conditioning.Input("positive", tooltip="What the base model is guided towards (the control guidance)."),
+        io.Conditioning.Input("negative", tooltip=(
+            "The unconditional: an empty prompt in the paper. Both guidances are measured from it.")),
+        io.Latent.Input("latent_image", tooltip="The latent image to denoise."),
+    ]
+
+
+def inputs_after_seed() -> list:
+    return [
+        io.Int.Input("steps", default=25, min=1, max=10000, tooltip="The number of denoising steps."),
+        io.Float.Input("concept_scale", default=2.5, min=-100.0, max=100.0, step=0.1, round=0.01, tooltip=(
+            "Strength of the concept guidance: fidelity to the domain. 1.5 to 2.5 are usual, 0 switches it off.")),
+        io.Float.Input("control_scale", default=2.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=(
+            "Strength of the text control, the cfg of a stock KSampler. 0 switches it off.")),
+        io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="dpmpp_2m",
+                       tooltip="The sampling algorithm."),
+        io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="karras",
+                       tooltip="How the noise level falls over the steps."),
+    ]
+
+
+def guidance_input():
+    return GuidanceSocket.Input("guidance", optional=True,
+                                tooltip="Further guidances, added to concept and control guidance.")
+
+
+class GCFGKSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GCFGKSampler",
+            display_name="KSampler (GCFG)",
+            category="GCFG",
+            description=("Samples a base model and a concept model together by generalized classifier-free guidance "
+                         "(arXiv 2312.08195)."),
+            inputs=[
+                *inputs_before_seed(),
+                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
+                             tooltip="The random seed used for creating the noise."),
+                *inputs_after_seed(),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                    "The amount of denoising; lower values keep the structure of the latent image.")),
+                guidance_input(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent_image, seed, steps, concept_scale, control_scale, sampler_name,
+                scheduler, denoise, concept_model=None, guidance=()) -> io.NodeOutput:
+        return io.NodeOutput(sample(
+            model, concept_model, positive, negative, latent_image, seed, steps, concept_scale, control_scale,
+            sampler_name, scheduler, guidance, denoise=denoise))
+
+
+class GCFGKSamplerAdvanced(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GCFGKSamplerAdvanced",
+            display_name="KSampler (GCFG, Advanced)",
+            category="GCFG",
+            description="KSampler (GCFG) over a part of the steps, with the leftover noise kept on request.",
+            inputs=[
+                *inputs_before_seed(),
+                io.Combo.Input("add_noise", options=["enable", "disable"],
+                               tooltip="Whether noise is added to the latent image first."),
+                io.Int.Input("noise_seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
+                             tooltip="The random seed used for creating the noise."),
+                *inputs_after_seed(),
+                io.Int.Input("start_at_step", default=0, min=0, max=10000, tooltip="The first step to run."),
+                io.Int.Input("end_at_step", default=10000, min=0, max=10000, tooltip="The step to stop before."),
+                io.Combo.Input("return_with_leftover_noise", options=["disable", "enable"],
+                               tooltip="Whether the noise that is left at end_at_step stays in the latent."),
+                guidance_input(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent_image, add_noise, noise_seed, steps, concept_scale,
+                control_scale, sampler_name, scheduler, start_at_step, end_at_step, return_with_leftover_noise,
+                concept_model=None, guidance=()) -> io.NodeOutput:
+        return io.NodeOutput(sample(
+            model, concept_model, positive, negative, latent_image, noise_seed, steps, concept_scale, control_scale,
+            sampler_name, scheduler, guidance, disable_noise=add_noise == "disable", start_step=start_at_step,
+            last_step=end_at_step, force_full_denoise=return_with_leftover_noise == "disable"))
+
+
+class GCFGGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GCFGGuider",
+            display_name="GCFG Guider",
+            category="GCFG",
+            description="A chain of guidances as a GUIDER for SamplerCustomAdvanced.",
+            inputs=[
+                io.Model.Input("model", tooltip="The base model."),
+                io.Conditioning.Input("negative", tooltip="The unconditional conditioning: the baseline."),
+                GuidanceSocket.Input("guidance", tooltip="The chain of guidances."),
+                io.Model.Input("baseline_model", optional=True, tooltip=(
+                    "Predicts the baseline under the negative conditioning in place of the base model.")),
+            ],
+            outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, model, negative, guidance, baseline_model=None) -> io.NodeOutput:
+        return io.NodeOutput(Guider(model, negative, guidance, baseline_model))
+
+
+class GCFGPatchModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GCFGPatchModel",
+            display_name="Apply GCFG to Model",
+            category="GCFG",
+            description=("Adds a chain of guidances to a model, for any sampler node. Its positive, negative and cfg "
+                         "stay the first guidance."),
+            inputs=[
+                io.Model.Input("model", tooltip="The base model."),
+                GuidanceSocket.Input("guidance", tooltip="The chain of guidances to add."),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The model with the guidances.")],
+        )
+
+    @classmethod
+    def execute(cls, model, guidance) -> io.NodeOutput:
+        return io.NodeOutput(apply(model, guidance))
+
+
+NODES = [GCFGKSampler, GCFGKSamplerAdvanced, GCFGGuider, GCFGPatchModel]
