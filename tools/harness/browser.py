@@ -10,6 +10,12 @@ from .server import Server
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 
+# What covers the canvas in a picture of it.
+_BARE = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False}
+
+_SHOW_IMAGES = ["SaveImage", "PreviewImage", "LoadImage", "LoadImageMask"]
+_SHOW_TEXT = ["CLIPTextEncode"]
+
 _READY = "() => window.app?.vueAppReady && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"
 
 _MISSING = """() => {
@@ -34,15 +40,16 @@ _RUN = """() => new Promise((resolve) => {
     })
 })"""
 
-_FROM_API = """async ([workflow, name, columns]) => {
+_FROM_API = """async ([workflow, name, spacing, roomy, wordy]) => {
     await app.loadApiJson(workflow, name)
     for (const node of app.graph.nodes ?? app.graph._nodes) {
         for (const widget of node.widgets ?? [])
             if (widget.name === 'control_after_generate') widget.value = 'fixed'
         const [width, height] = node.computeSize()
-        node.setSize([Math.max(width, 270), height])
+        const room = roomy.includes(node.type) ? [320, 340] : wordy.includes(node.type) ? [360, 130] : [270, 0]
+        node.setSize([Math.max(width, room[0]), Math.max(height, room[1])])
     }
-    app.graph.arrange(columns)
+    app.graph.arrange(spacing)
     return app.graph.serialize()
 }"""
 
@@ -85,7 +92,8 @@ class Frontend:
     def open(self, vue_nodes: bool = False) -> None:
         """Load the frontend, in the classic renderer or in the Vue one."""
         settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue_nodes}
-        self.server.request("/api/settings", settings | {"Comfy.Workflow.ShowMissingModelsWarning": False})
+        settings |= {"Comfy.Workflow.ShowMissingModelsWarning": False, **_BARE}
+        self.server.request("/api/settings", settings)
         self.page.goto(self.server.url)
         self.page.wait_for_function(_READY, timeout=90_000)
 
@@ -95,7 +103,7 @@ class Frontend:
 
     def from_api(self, workflow: dict, name: str = "workflow", spacing: int = 60) -> dict:
         """Open a workflow in API format, arrange its nodes, and return it in UI format with fixed seeds."""
-        return self.page.evaluate(_FROM_API, [workflow, name, spacing])
+        return self.page.evaluate(_FROM_API, [workflow, name, spacing, _SHOW_IMAGES, _SHOW_TEXT])
 
     def graph(self) -> dict:
         """The open workflow in UI format."""

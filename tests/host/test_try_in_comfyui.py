@@ -1,0 +1,40 @@
+"""The command line tool from the outside."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from harness.find import PACK
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, str(PACK / "tools" / "try_in_comfyui.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | environment)
+
+
+@pytest.mark.server
+def test_makes_an_image_and_says_where(host, tmp_path):
+    result = run("--stock", "--output", tmp_path, COMFYUI_PATH=str(host))
+    assert result.returncode == 0, result.stderr
+    image = tmp_path / "stock.png"
+    assert str(image) in result.stdout
+    assert Image.open(image).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "says"),
+    [
+        (["--checkpoint", "x.safetensors"], {}, 2, "--models"),
+        (["--unet", "x.safetensors"], {}, 2, "--checkpoint"),
+        (["no_such_file.json"], {}, 2, "no_such_file.json"),
+        (["--stock"], {"COMFYUI_PATH": "no/such/host"}, 3, "COMFYUI_PATH"),
+    ],
+)
+def test_clear_errors(arguments, environment, code, says):
+    result = run(*arguments, **environment)
+    assert result.returncode == code
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
