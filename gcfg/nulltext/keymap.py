@@ -53,7 +53,7 @@ def rename(tensors: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
 
 
 def null_text_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the null-text form of a UNet (590 for the 686 of SD1.5, 1470 for the 1680 of SDXL).
+    """Names and shapes of the null-text form of a UNet (590 for the 686 of SD1.5, 1260 for the 1680 of SDXL).
 
     Args:
         shapes: names and shapes of the UNet with its cross-attention, in either naming.
