@@ -133,6 +133,13 @@ def low_rank(delta: Tensor, rank: int | None = None, target_error: float = 0.0) 
     return up, down, float(error)
 
 
+def difference(base: Mapping[str, Tensor], concept: Mapping[str, Tensor]) -> Adapter:
+    """The whole difference, as large as the concept itself: deltas of all weights that changed, and the features."""
+    deltas = {key: value.float() - base[key].float() for key, value in concept.items() if not key.endswith(FEATURE)}
+    features = {block: concept[feature_key(block)] for block in feature_blocks(concept)}
+    return Adapter({}, {key: delta for key, delta in deltas.items() if delta.any()}, features)
+
+
 def extract(base: Mapping[str, Tensor], concept: Mapping[str, Tensor], rank: int | None = 32, target_error: float = 0.0,
             dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
             progress: Callable[[int, int], None] | None = None) -> tuple[Adapter, ExtractionReport]:

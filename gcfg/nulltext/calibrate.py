@@ -84,13 +84,15 @@ def features(means: Mapping[str, BlockMean]) -> dict[str, Tensor]:
     return {name: mean.mean.reshape(1, 1, -1) for name, mean in means.items()}
 
 
-def noisy_latents(count: int, channels: int, size: int, sigma: float, seed: int) -> Tensor:
-    """Stand-ins for noisy latents, (count, channels, size, size): unit variance for the picture plus the noise.
+def draw(count: int, channels: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Stand-ins for ``count`` pictures and their noise, (count, channels, size, size) each, of unit variance.
 
-    The same noise for every sigma, drawn on the CPU, so that a seed gives the same features everywhere.
+    Latents have about unit variance as well, and at these noise levels the noise dominates. Drawn on the CPU, so that a
+    seed gives the same features everywhere.
     """
-    noise = torch.randn((count, channels, size, size), generator=torch.Generator().manual_seed(seed))
-    return noise * (1.0 + sigma**2) ** 0.5
+    generator = torch.Generator().manual_seed(seed)
+    pictures, noise = torch.randn((2, count, channels, size, size), generator=generator)
+    return pictures, noise
 
 
 def table(residual: Mapping[str, float]) -> str:

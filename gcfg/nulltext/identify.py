@@ -167,20 +167,23 @@ def null_text_from_stock(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: biases[key] if key in biases else weights[key] for key in shapes}
 
 
-def stock_from_null_text(weights: Mapping[str, Tensor], base: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The stock UNet with the same outputs: attn2 weights 0, output bias = feature, norm2 the identity."""
-    blocks = set(feature_blocks(weights))
-    stock = {}
-    for key, shape in base.items():
-        block = key.rpartition(".attn2." if ".attn2." in key else ".norm2.")[0]
-        if key in weights:
-            stock[key] = weights[key]
-        elif block not in blocks:
-            raise ValueError(f"the concept model has no '{key}'")
-        else:
-            feature = weights[feature_key(block)]
-            fill = feature.new_ones if key.endswith("norm2.weight") else feature.new_zeros
-            stock[key] = feature.reshape(-1) if key.endswith("attn2.to_out.0.bias") else fill(shape)
+def stock_from_null_text(weights: Mapping[str, Tensor], context_width: int) -> dict[str, Tensor]:
+    """The stock UNet with the same outputs: attn2 weights 0, output bias = feature, norm2 the identity.
+
+    Args:
+        weights: a null-text model, ComfyUI's names.
+        context_width: width of the text conditioning that the architecture reads (768 for SD1.5, 2048 for SDXL).
+    """
+    stock = {key: value for key, value in weights.items() if not key.endswith(FEATURE)}
+    for block in feature_blocks(weights):
+        feature = weights[feature_key(block)].reshape(-1)
+        width = len(feature)
+        for layer, shape in (("to_q", (width, width)), ("to_k", (width, context_width)),
+                             ("to_v", (width, context_width)), ("to_out.0", (width, width))):
+            stock[f"{block}.attn2.{layer}.weight"] = feature.new_zeros(shape)
+        stock[f"{block}.attn2.to_out.0.bias"] = feature
+        stock[f"{block}.norm2.weight"] = torch.ones_like(feature)
+        stock[f"{block}.norm2.bias"] = torch.zeros_like(feature)
     return stock
 
 

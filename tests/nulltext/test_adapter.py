@@ -87,6 +87,13 @@ def test_every_linear_and_convolution_layer_gets_a_pair(base_weights, concept):
     assert up.shape == (8, 2) and down.shape == (2, 4, 3, 3)
 
 
+def test_the_whole_difference_is_the_concept(base_weights, concept, base_shapes):
+    made = adapter.difference(base_weights, concept)
+    made.check(base_shapes)
+    assert not made.pairs and distance(concept, made.merged(base_weights)) < 1e-6
+    assert adapter.difference(base_weights, base_weights) == Adapter()
+
+
 def test_equal_weights_give_an_empty_adapter(base_weights):
     made, report = adapter.extract(base_weights, base_weights)
     assert made == Adapter() and report.total == 0.0

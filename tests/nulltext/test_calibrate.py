@@ -43,11 +43,11 @@ def test_silent_and_broken_blocks_are_named():
         calibrate.features({"mid": broken})
 
 
-def test_latents_are_seeded_and_scaled():
-    first = calibrate.noisy_latents(8, 4, 16, 2.0, seed=3)
-    assert torch.equal(first, calibrate.noisy_latents(8, 4, 16, 2.0, seed=3))
-    assert not torch.equal(first, calibrate.noisy_latents(8, 4, 16, 2.0, seed=4))
-    assert float(first.std()) == pytest.approx(5**0.5, rel=0.05)
+def test_latents_are_seeded_and_of_unit_variance():
+    pictures, noise = calibrate.draw(8, 4, 16, seed=3)
+    assert torch.equal(torch.stack((pictures, noise)), torch.stack(calibrate.draw(8, 4, 16, seed=3)))
+    assert not torch.equal(noise, calibrate.draw(8, 4, 16, seed=4)[1]) and not torch.equal(pictures, noise)
+    assert pictures.shape == (8, 4, 16, 16) and float(noise.std()) == pytest.approx(1.0, rel=0.05)
 
 
 def test_table_names_every_block():

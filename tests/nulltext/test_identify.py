@@ -63,7 +63,7 @@ def test_full_unets_in_both_namings(base_weights, base_shapes):
 
 
 def test_stock_unet_form_and_back(null_text, base_shapes):
-    stock = identify.stock_from_null_text(null_text, base_shapes)
+    stock = identify.stock_from_null_text(null_text, 6)
     assert {key: tuple(value.shape) for key, value in stock.items()} == base_shapes
     assert identify.identify(stock) is Kind.STOCK_UNET
     weights, kind = unet_weights(stock, base_shapes, "f")
