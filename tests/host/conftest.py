@@ -28,6 +28,9 @@ def _start_host():
     import utils.extra_config  # noqa: F401  (before nodes: another package named utils must not come first)
 
     load_package("gcfg_pack", PACK)
+    import torch
+
+    torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
 if HOST is not None:
