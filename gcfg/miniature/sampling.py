@@ -1,0 +1,83 @@
+"""Sampling in miniature: a recipe and the models it names in, pictures out, by the method's own plan and combine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..guidance import Momentum, Prediction, Progress, Recipe, combine, plan
+
+ANGLE = math.atan(40.0)
+"""The noise level as an angle, atan(sigma), runs from here to 0."""
+STEPS = 10
+
+Model = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A denoiser D(x, sigma, caption), as ``model.Denoiser``."""
+
+
+def sigma_at(progress: float) -> float:
+    """The noise level at a sampling progress, equal steps of the angle (the cosine schedule, arXiv 2102.09672)."""
+    return math.tan(ANGLE * (1.0 - min(max(progress, 0.0), 1.0)))
+
+
+PROGRESS = Progress(sigma_at, sigma_at(0.0))
+
+
+@torch.no_grad()
+def predict(models: Mapping[str, Model], wanted: Sequence[Prediction], captions: Mapping[str, Tensor], x: Tensor,
+            sigma: float) -> dict[Prediction, Tensor]:
+    """Denoised predictions (B, 3, 16, 16) of x (B, 3, 16, 16), one batched pass a model.
+
+    Args:
+        captions: by name of the conditioning (B, 3), or (3,) for all samples.
+    """
+    done = {}
+    for name in dict.fromkeys(p.model for p in wanted):
+        group = [p for p in wanted if p.model == name]
+        caption = torch.cat([captions[p.conditioning].expand(len(x), 3) for p in group])
+        rows = torch.full((len(x) * len(group),), sigma)
+        denoised = models[name](x.repeat(len(group), 1, 1, 1), rows, caption)
+        done.update(zip(group, denoised.chunk(len(group)), strict=True))
+    return done
+
+
+def denoise(models: Mapping[str, Model], recipe: Recipe, captions: Mapping[str, Tensor], x: Tensor, sigma: float,
+            momentum: Momentum) -> Tensor:
+    """The combined denoised prediction of a recipe at one noise level."""
+    step = plan(recipe, sigma, PROGRESS)
+    return combine(step, predict(models, step.all_predictions, captions, x, sigma), x, sigma, momentum=momentum)
+
+
+def sample(models: Mapping[str, Model], recipe: Recipe, captions: Mapping[str, Tensor], noise: Tensor,
+           steps: int = STEPS, watch: Callable[[Tensor, float], None] | None = None) -> Tensor:
+    """Pictures (B, 3, 16, 16) from unit noise (B, 3, 16, 16) by DPM-Solver++(2M) (arXiv 2211.01095), deterministic.
+
+    Args:
+        watch: called with x and sigma before each step.
+    """
+    sigmas = [sigma_at(i / steps) for i in range(steps)] + [0.0]
+    x, previous, momentum = noise * sigmas[0], None, Momentum()
+    for i in range(steps):
+        if watch:
+            watch(x, sigmas[i])
+        denoised = denoise(models, recipe, captions, x, sigmas[i], momentum)
+        step = denoised
+        if previous is not None and sigmas[i + 1] > 0.0:
+            h, h_last = math.log(sigmas[i] / sigmas[i + 1]), math.log(sigmas[i - 1] / sigmas[i])
+            step = denoised + (denoised - previous) * h / (2.0 * h_last)
+        x = step + (x - step) * sigmas[i + 1] / sigmas[i]
+        previous = denoised
+    return x
+
+
+def sample_in_batches(models: Mapping[str, Model], recipe: Recipe, captions: Mapping[str, Tensor], noise: Tensor,
+                      batch: int = 250, steps: int = STEPS) -> Tensor:
+    """``sample`` for many pictures, a few hundred at a time so that the activations stay in the cache."""
+    def part(rows: slice) -> Tensor:
+        own = {name: caption[rows] if caption.ndim == 2 else caption for name, caption in captions.items()}
+        return sample(models, recipe, own, noise[rows], steps)
+
+    return torch.cat([part(slice(i, i + batch)) for i in range(0, len(noise), batch)])

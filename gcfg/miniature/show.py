@@ -1,0 +1,93 @@
+"""The demo's comparison: a table of scores and a picture with a row of rings for each method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..guidance import Recipe, plan
+from . import recipes
+from .evaluate import PROMPTS, SEEN, UNSEEN, Score, pictures_for, reference, requests, score
+from .metrics import Classifier
+from .pictures import COLOURS, PLACES, RING, draw, show
+from .sampling import PROGRESS, Model, sigma_at
+
+HEAD = ("method", "Frechet", "colour", "look", "violet", "violet look", "models/step")
+LEGEND = """
+Frechet      distance to real concept pictures in a classifier's features; lower is better
+colour       share of samples in the requested colour (one that the concept pictures have)
+look         share of samples that are rings with the concept's look
+violet       share in violet, which no concept picture has; 'violet look': with the concept's look at once
+models/step  predictions that a sampling step evaluates"""
+SWEEP = tuple((concept, control) for concept in (1.0, 1.5) for control in (1.0, 2.0, 4.0))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's scores for seen and unseen colours and its pictures, two of each colour."""
+
+    name: str
+    seen: Score
+    unseen: Score
+    evaluations: int
+    pictures: Tensor
+
+    def cells(self) -> tuple[str, ...]:
+        seen, unseen = self.seen, self.unseen
+        return (self.name, f"{seen.distance:.2f}", f"{seen.colour:.0%}", f"{seen.look:.0%}", f"{unseen.colour:.0%}",
+                f"{unseen.both:.0%}", str(self.evaluations) if self.evaluations else "-")
+
+
+def methods() -> dict[str, Recipe]:
+    """The compared recipes by name."""
+    sweep = {f"GCFG concept {a:g} control {b:g}": recipes.gcfg(a, b) for a, b in SWEEP}
+    return {"base, CFG 2": recipes.base_cfg(2.0), "tuned, own CFG 2": recipes.tuned_cfg(2.0),
+            "concept alone": recipes.concept_only(), **sweep}
+
+
+def compare(models: Mapping[str, Model], classifier: Classifier, count: int, seed: int,
+            progress: Callable[[int, int], None]) -> list[Row]:
+    """Real pictures, then every method; all methods start from the same noise."""
+    goal = reference(classifier, 4000, count)
+    generator = torch.Generator().manual_seed(seed)
+    asked = {kind: requests(count, kind, generator) for kind in (SEEN, UNSEEN)}
+    ten = torch.tensor([[RING, i // 2, len(PLACES) // 2] for i in range(2 * len(COLOURS))])
+
+    real = {kind: score(draw(asked[kind], generator, concept=True), asked[kind], kind, goal) for kind in asked}
+    rows = [Row("real concept pictures", real[SEEN], real[UNSEEN], 0, draw(ten, generator, concept=True))]
+    for i, (name, recipe) in enumerate(methods().items()):
+        got = {kind: score(pictures_for(models, recipe, asked[kind], PROMPTS[0], seed), asked[kind], kind, goal)
+               for kind in asked}
+        pictures = pictures_for(models, recipe, ten, PROMPTS[0], seed + 1)
+        rows.append(Row(name, got[SEEN], got[UNSEEN], evaluations(recipe), pictures))
+        progress(i + 1, len(methods()))
+    return rows
+
+
+def evaluations(recipe: Recipe) -> int:
+    """Predictions of a step in which every guidance counts."""
+    return len(plan(recipe, sigma_at(0.5), PROGRESS).all_predictions)
+
+
+def draw_grid(rows: list[Row], path: Path) -> None:
+    """Write the picture: a row a method, two columns a colour. Needs matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("the picture needs matplotlib; install it with: pip install matplotlib") from error
+    columns = 2 * len(COLOURS)
+    figure = Figure(figsize=(0.62 * columns + 3.4, 0.62 * len(rows) + 0.9), facecolor="white", layout="constrained")
+    axes = figure.subplots(len(rows), columns)
+    for row, line in zip(rows, axes, strict=True):
+        for axis, picture in zip(line, show(row.pictures), strict=True):
+            axis.imshow(picture.numpy(), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(row.name, rotation=0, ha="right", va="center", fontsize=10)
+    for i, colour in enumerate(COLOURS):
+        axes[0, 2 * i].set_title(f"{colour}{' (unseen)' if colour == 'violet' else ''}", fontsize=10, loc="left")
+    figure.savefig(path, dpi=120)
