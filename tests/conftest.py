@@ -5,10 +5,15 @@ module ``nodes``. The packages that tests import are therefore loaded by locatio
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The models here are tiny: threads cost more than they bring, and on a busy machine a hundred times more. Set before
+# torch is imported; the servers that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
