@@ -98,7 +98,8 @@ class GCFGExtractConceptAdapter(io.ComfyNode):
                     "'rank'.")),
             ],
             outputs=[
-                io.Model.Output("concept_model", display_name="concept_model",
+                # Older hosts refuse an output with the id of an input.
+                io.Model.Output("adapted_model", display_name="concept_model",
                                 tooltip="The base model with the adapter applied."),
                 io.String.Output("report", display_name="report",
                                  tooltip="What was lost, in total and in the worst layers."),

@@ -1,6 +1,5 @@
 """Concept files in the real host: round trips, the host's own loaders as judges, adapters, and the four nodes."""
 
-import asyncio
 import os
 
 import comfy.sample
@@ -16,6 +15,7 @@ from gcfg_pack.gcfg.nulltext import adapter, attention, checkpoint, keymap
 from gcfg_pack.gcfg.nulltext.checkpoint import CheckpointError
 from gcfg_pack.gcfg.nulltext.identify import Kind
 from gcfg_pack.nodes import loaders
+from harness.find import PACK
 
 CPU = torch.device("cpu")
 
@@ -390,9 +390,10 @@ def test_schemas_explain_everything():
         assert schema.node_id == node.__name__ and schema.category == "GCFG/loaders"
         assert schema.display_name and schema.description
         assert all(item.tooltip for item in [*schema.inputs, *schema.outputs])
-        assert asyncio.iscoroutinefunction(node.execute) is False
-        info = node.GET_NODE_INFO_V1() if hasattr(node, "GET_NODE_INFO_V1") else None
-        assert info is None or info["category"] == "GCFG/loaders"
+        assert node.GET_NODE_INFO_V1()["category"] == "GCFG/loaders"
+        help_page = (PACK / "web" / "docs" / f"{node.__name__}.md").read_text()
+        assert help_page.startswith(f"# {schema.display_name}\n")
+        assert all(f"**{item.id}**" in help_page for item in schema.inputs)
 
 
 def test_features_survive_a_stock_lora_file_in_half_precision(base, null_text, tmp_path):

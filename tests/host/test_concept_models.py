@@ -224,6 +224,24 @@ def test_partial_loading(tiny, base, with_lora):
     assert all((out - outputs[0]).abs().max() < 1e-5 * outputs[0].std() for out in outputs)
 
 
+def test_building_where_the_host_creates_weights_lazily(tiny, base, tmp_path, monkeypatch):
+    """With dynamic memory the host's layers have no weights until a state dict is assigned to them."""
+    import comfy.memory_management
+
+    if not hasattr(comfy.memory_management, "aimdo_enabled"):
+        pytest.skip("this host has no dynamic memory")
+    model, _ = converted(base)
+    path = tmp_path / "c.safetensors"
+    checkpoint.write(path, *concept_files.content(model, "fp32"))
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    lazy = concept.Blueprint.of(base).new_config().get_model({}, "", device="meta").diffusion_model
+    assert lazy.time_embed[0].weight is None
+    loaded, _ = concept.load(base, str(path))
+    monkeypatch.undo()
+    assert same(dict(loaded.model.diffusion_model.state_dict()), dict(model.model.diffusion_model.state_dict()))
+    assert torch.equal(sample(loaded, tiny.conditioning(1)), sample(model, tiny.conditioning(1)))
+
+
 def test_half_precision(tiny):
     base = tiny.sd15(seed=1, dtype=torch.float16)
     model, _ = converted(base)
