@@ -10,7 +10,8 @@ from harness.node import call
 def test_both_forms(tiny, base):
     (sampler,) = call(custom.KSamplerSelect, "euler")
     (sigmas,) = call(custom.BasicScheduler, base, "karras", 4, 1.0)
-    (guider,) = call(custom.CFGGuider, model=base, positive=tiny.conditioning(1), negative=tiny.conditioning(2), cfg=2.0)
+    positive, negative = tiny.conditioning(1), tiny.conditioning(2)
+    (guider,) = call(custom.CFGGuider, model=base, positive=positive, negative=negative, cfg=2.0)
     (noise,) = call(custom.RandomNoise, 3)
     output, denoised = call(custom.SamplerCustomAdvanced, noise, guider, sampler, sigmas, tiny.latent())
     assert isinstance(guider, comfy.samplers.CFGGuider)
