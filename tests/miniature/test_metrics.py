@@ -30,7 +30,8 @@ def test_frechet_distance_of_gaussians_with_diagonal_covariance():
 
 def test_frechet_distance_of_covariances_that_do_not_commute():
     turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]]).double()
-    cov_a, cov_b = torch.diag(torch.tensor([1.0, 4.0])).double(), turn @ torch.diag(torch.tensor([9.0, 1.0])).double() @ turn.T
+    cov_a = torch.diag(torch.tensor([1.0, 4.0])).double()
+    cov_b = turn @ torch.diag(torch.tensor([9.0, 1.0])).double() @ turn.T
     product = cov_a @ cov_b  # 2 x 2: tr(root) = sqrt(tr + 2 sqrt(det))
     root = (product.trace() + 2.0 * product.det().sqrt()).sqrt()
     expected = cov_a.trace() + cov_b.trace() - 2.0 * root

@@ -1,0 +1,49 @@
+"""The command line: the demo from end to end, help, and exit codes."""
+
+import pytest
+
+from gcfg.__main__ import VERBS, main
+
+
+def exit_code(arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code
+
+
+def test_help_lists_the_verbs_and_each_has_help(capsys):
+    assert exit_code(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for verb in VERBS:
+        assert verb in listed
+        assert exit_code([verb, "--help"]) == 0
+        assert "--help" in capsys.readouterr().out
+
+
+def test_wrong_usage_exits_with_2(capsys):
+    assert exit_code([]) == 2
+    assert exit_code(["paint"]) == 2
+    assert "paint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--count", "3"], "at least 20"),
+    (["--out", "nowhere/at/all/a.png"], "folder of --out"),
+    (["--out", "a.safetensors"], "must name a picture"),
+    (["--models", "nowhere"], "no base.safetensors"),
+])
+def test_errors_are_one_line_and_exit_with_1(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert said in err and err.startswith("gcfg demo: ") and err.count("\n") == 1
+
+
+def test_the_demo_writes_picture_and_table(capsys, tmp_path):
+    from PIL import Image
+
+    assert main(["demo", "--count", "20", "--out", str(tmp_path / "demo.png")]) == 0
+    out = capsys.readouterr().out
+    assert "base, CFG 2" in out and "GCFG concept 1 control 2" in out and "violet" in out
+    with Image.open(tmp_path / "demo.png") as picture:
+        assert picture.width > 600 and picture.height > 400
