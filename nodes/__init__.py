@@ -2,11 +2,11 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import guidance, sampling
+from . import guidance, loaders, sampling
 
 
 class GCFGExtension(ComfyExtension):
     """Every node of the pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*sampling.NODES, *guidance.NODES]
+        return [*sampling.NODES, *guidance.NODES, *loaders.NODES]

@@ -72,8 +72,13 @@ def latent_space(patcher: ModelPatcher) -> tuple:
 
 def same_weights(a: ModelPatcher, b: ModelPatcher) -> bool:
     """True if both MODELs compute with the same weights and modules (clones of one model with equal patches)."""
-    return (a.model is b.model and a.patches_uuid == b.patches_uuid and _alike(a.object_patches, b.object_patches)
-            and _alike(a.injections, b.injections) and _alike(a.hook_patches, b.hook_patches)
+    return same_modules(a, b) and a.patches_uuid == b.patches_uuid
+
+
+def same_modules(a: ModelPatcher, b: ModelPatcher) -> bool:
+    """True if both MODELs are clones of one model and differ, if at all, in the patches of their weights."""
+    return (a.model is b.model and _alike(a.object_patches, b.object_patches) and _alike(a.injections, b.injections)
+            and _alike(a.hook_patches, b.hook_patches)
             and _alike(getattr(a, "weight_wrapper_patches", {}), getattr(b, "weight_wrapper_patches", {})))
 
 
@@ -104,7 +109,13 @@ def with_own_weights(patcher: ModelPatcher) -> ModelPatcher:
     """A MODEL that computes the same as this one, over a module that no other MODEL uses.
 
     Clones of one checkpoint share one module: loaded side by side, both would run with the patches of one of them.
+
+    Raises:
+        ValueError: the MODEL reaches into the shared module by itself (injections, as bypass LoRA loaders do).
     """
+    if patcher.injections:
+        raise ValueError(f"{describe(patcher)} is used twice, and one of them carries injections (a bypass LoRA) that "
+                         "would act on both; load the LoRA with the ordinary loader, or load the checkpoint twice.")
     if getattr(patcher, "is_dynamic", bool)():  # only newer hosts have dynamic MODELs
         return patcher.clone(force_deepcopy=True)
     for loaded in [m for m in comfy.model_management.current_loaded_models if m.model is not None]:

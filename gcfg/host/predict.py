@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from comfy.samplers import calc_cond_batch, get_area_and_mult
 from torch import Tensor
 
+from ..nulltext.rowwise import RowwiseNetwork
+
 GUIDED, UNGUIDED = 0, 1  # the roles that attention patches of other packs know: positive and negative
 
 
-def predict(model, conds: Sequence[list[dict]], x: Tensor, timestep: Tensor, options: dict,
-            roles: Sequence[int], batch: Callable = calc_cond_batch) -> list[Tensor]:
-    """Denoised predictions (B, ...) of one model under several conditionings.
+@dataclass(frozen=True)
+class Row:
+    """One prediction of a batch: its processed conditioning, what patches shall see it as, its adapter if any."""
 
-    The host batches what fits into its free memory. It numbers the rows of a batch by the position of their
+    conds: list[dict]
+    role: int
+    adapter: Hashable | None = None
+
+
+def predict(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, options: dict, network: RowwiseNetwork,
+            batch: Callable = calc_cond_batch) -> list[Tensor]:
+    """Denoised predictions (B, ...) of one model, one for each row.
+
+    The host batches what fits into its free memory. It numbers the parts of a batch by the position of their
     conditioning; other packs' patches expect just two roles there and may fail on a third.
 
     Args:
         model: the host's inner model.
-        conds: processed conditionings.
-        roles: for each conditioning, what the patches shall see it as.
+        network: its network, which applies the adapters.
         batch: the host's function, or the executor of a wrapper around it.
     """
-    return batch(model, list(conds), x, timestep, with_roles(options, roles))
-
-
-def with_roles(options: dict, roles: Sequence[int]) -> dict:
-    """The same model options, with ``cond_or_uncond`` turned from positions into roles before the model is called."""
     inner = options.get("model_function_wrapper")
 
     def call(apply_model: Callable, args: dict) -> Tensor:
-        seen = [roles[position] for position in args["cond_or_uncond"]]
+        seen = [rows[position].role for position in args["cond_or_uncond"]]
+        repeats = args["input"].shape[0] // len(seen)
+        owners = [rows[position].adapter for position in args["cond_or_uncond"] for _ in range(repeats)]
         args["cond_or_uncond"] = seen
         args["c"]["transformer_options"]["cond_or_uncond"] = seen[:]
-        if inner is not None:
-            return inner(apply_model, args)
-        return apply_model(args["input"], args["timestep"], **args["c"])
+        with network.applied(owners):
+            if inner is not None:
+                return inner(apply_model, args)
+            return apply_model(args["input"], args["timestep"], **args["c"])
 
-    return {**options, "model_function_wrapper": call}
+    return batch(model, [row.conds for row in rows], x, timestep, {**options, "model_function_wrapper": call})
 
 
 def is_active(conds: list[dict], timestep: Tensor) -> bool:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import comfy.hooks
 import torch
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
-from comfy.sampler_helpers import (
-    cleanup_models,
-    convert_cond,
-    get_hooks_from_cond,
-    prepare_mask,
-    prepare_model_patcher,
-)
+from comfy.sampler_helpers import cleanup_models, convert_cond, prepare_mask, prepare_model_patcher
 from comfy.samplers import filter_registered_hooks_on_conds, preprocess_conds_hooks, process_conds
 
 from ..guidance import BASE, UNCONDITIONAL, Momentum, Prediction, Progress, Recipe
+from ..nulltext.rowwise import RowwiseNetwork
 from . import KEY
 from .chain import POSITIVE, fingerprint
-from .models import same_options, same_weights, with_own_weights
+from .hooks import collect_hooks, register_hooks
+from .lanes import Lane, assign_lanes
 
 
 @dataclass(frozen=True)
@@ -37,29 +35,14 @@ class Spec:
     masks: dict[str, torch.Tensor]
 
 
-@dataclass
-class Lane:
-    """Everything that runs with one set of weights and one set of patches.
-
-    Attributes:
-        patcher: the MODEL as the user built it.
-        owner: the MODEL whose module runs it; another one if ``patcher`` is a clone of that.
-        conds: the conditionings it is asked for, by name; unprocessed until sampling starts.
-        options: its own model options (the base's come with each step).
-    """
-
-    patcher: ModelPatcher
-    owner: ModelPatcher
-    conds: dict[str, list[dict]] = field(default_factory=dict)
-    options: dict = field(default_factory=dict)
-
-
 class Run:
     """A recipe during one call of a guider's ``sample``; a context manager, entered before the models load."""
 
     def __init__(self, guider, spec: Spec):
         self.guider, self.spec = guider, spec
         self.momentum = Momentum()
+        self.networks: dict[ModelPatcher, RowwiseNetwork] = {}
+        self.exits = ExitStack()
         self.additional = guider.model_patcher.get_additional_models_with_key(KEY)
         names = self._conditionings()
         self.lanes, twins = assign_lanes(guider.model_patcher, dict(zip(spec.models, self.additional, strict=True)))
@@ -79,6 +62,10 @@ class Run:
         """The host's inner model of a lane."""
         return self.guider.inner_model if lane.owner is self.base else lane.owner.model
 
+    def options(self, lane: Lane) -> dict:
+        """The model options that a lane's conditionings and hooks belong to, before sampling starts."""
+        return self.guider.model_options if lane.leader == BASE else self.lanes[lane.leader].options
+
     def processed(self, prediction: Prediction) -> list[dict] | None:
         """The processed conditioning of a prediction, or None if there is none."""
         if prediction.model == BASE and prediction.conditioning in (POSITIVE, UNCONDITIONAL):
@@ -93,8 +80,8 @@ class Run:
             raise ValueError("A baseline_model cannot be combined with context windows; leave one of them out.")
         options[KEY] = self
         self.base.set_additional_models(KEY, self.owners[1:])
-        for lane in self.lanes.values():
-            if lane.owner is not self.base or lane.patcher is not self.base:
+        for name, lane in self.lanes.items():
+            if lane.leader == name != BASE:
                 lane.options = create_model_options_clone(lane.patcher.model_options)
                 prepare_model_patcher(lane.patcher, {}, lane.options)
                 drop_own_wrappers(lane.options)
@@ -142,10 +129,9 @@ class Run:
         if owner is self.base:
             conds = [*self.guider.conds.values(), *conds]
         for lane in lanes:
-            options = self.guider.model_options if lane.owner is lane.patcher is self.base else lane.options
             if added.hooks:
-                register_hooks(owner, options, added, collect_hooks(conds))
-            filter_registered_hooks_on_conds(lane.conds, options)
+                register_hooks(owner, self.options(lane), added, collect_hooks(conds))
+            filter_registered_hooks_on_conds(lane.conds, self.options(lane))
         if len({c.get("hooks") for part in conds for c in part}) > 1:
             owner.hook_mode = comfy.hooks.EnumHookMode.MaxSpeed  # the host chose by its own conditionings alone
 
@@ -157,9 +143,10 @@ class Run:
     @property
     def batch_factor(self) -> int:
         """By how much the largest batch of predictions exceeds the two that the host reckons with."""
-        most = max((len(lane.conds) + (2 if lane.owner is self.base is lane.patcher else 0)
-                    for lane in self.lanes.values()), default=2)
-        return max(1, (most + 1) // 2)
+        sizes = Counter({BASE: 2})
+        for lane in self.lanes.values():
+            sizes[lane.leader] += len(lane.conds)
+        return (max(sizes.values()) + 1) // 2
 
     # --- models are loaded, sampling starts ---------------------------------------------------------------------
 
@@ -171,9 +158,11 @@ class Run:
         self.masks = {name: prepare_mask(mask, noise.shape, noise.device) for name, mask in self.spec.masks.items()}
         shapes = getattr(self.guider.inner_model, "latent_shapes", None)
         takes_shapes = "latent_shapes" in inspect.signature(process_conds).parameters  # newer hosts only
-        for owner in self.owners[1:]:
-            owner.pre_run()
-            owner.model.latent_shapes = shapes
+        for owner in self.owners:
+            if owner is not self.base:
+                owner.pre_run()
+                owner.model.latent_shapes = shapes
+            self._apply_to_rows(owner)
         for lane in self.lanes.values():
             lane.options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
             for name in lane.conds:
@@ -183,9 +172,18 @@ class Run:
                     self.inner(lane), noise, {kind: lane.conds[name]}, lane.owner.load_device, latent_image,
                     denoise_mask, seed, **({"latent_shapes": shapes} if takes_shapes else {}))[kind]
 
+    def _apply_to_rows(self, owner: ModelPatcher) -> None:
+        """Let an owner's network apply the adapters of its lanes to rows."""
+        dtype = owner.model.get_dtype_inference()
+        adapters = {name: lane.adapter.to(owner.load_device, dtype) for name, lane in self.lanes.items()
+                    if lane.owner is owner and lane.adapter is not None}
+        network = RowwiseNetwork(owner.model.diffusion_model, adapters)
+        self.networks[owner] = self.exits.enter_context(network)
+
     # --- afterwards, whatever happened ---------------------------------------------------------------------------
 
     def __exit__(self, *_) -> None:
+        self.exits.close()
         self.base.set_additional_models(KEY, self.additional)
         cleanup_models(self.to_load({}), [])
         for owner in self.owners[1:]:
@@ -193,53 +191,6 @@ class Run:
             owner.restore_hook_patches()
         self.guider.model_options.pop(KEY, None)
         self.lanes.clear()
-
-
-def assign_lanes(base: ModelPatcher, patchers: dict[str, ModelPatcher]) -> tuple[dict[str, Lane], dict[str, str]]:
-    """Find out whose module runs which MODEL.
-
-    Returns:
-        The lanes by name, and for each MODEL that equals an earlier one, the name of that.
-    """
-    lanes, twins = {BASE: Lane(base, base)}, {}
-    for name, patcher in patchers.items():
-        sharing = {n: lane for n, lane in lanes.items() if same_weights(patcher, lane.patcher)}
-        twin = next((n for n, lane in sharing.items() if same_options(patcher, lane.patcher)), None)
-        if twin is not None:
-            twins[name] = twin
-            continue
-        owner = next((lane.owner for lane in sharing.values()), patcher)
-        if not sharing and any(lane.patcher.model is patcher.model for lane in lanes.values()):
-            owner = with_own_weights(patcher)
-        lanes[name] = Lane(patcher, owner)
-    return lanes, twins
-
-
-def collect_hooks(conds: list[list[dict]]) -> comfy.hooks.HookGroup:
-    """All hooks on some conditionings."""
-    group = comfy.hooks.HookGroup()
-    for part in conds:
-        get_hooks_from_cond(part, group)
-    return group
-
-
-def register_hooks(owner: ModelPatcher, options: dict, added: comfy.hooks.HookGroup,
-                   together: comfy.hooks.HookGroup) -> None:
-    """Register hooks with a MODEL beside those that the host has registered already.
-
-    Args:
-        added: hooks of ours; options hooks that the host has registered before are left alone.
-        together: all hooks, ours and the host's: a MODEL forgets its weight hooks whenever some are registered.
-    """
-    registered = options.get("registered_hooks") or comfy.hooks.HookGroup()
-    target = comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model)
-    for kind in (comfy.hooks.EnumHookType.TransformerOptions, comfy.hooks.EnumHookType.AdditionalModels):
-        for hook in added.get_type(kind):
-            if not registered.contains(hook):
-                hook.add_hook_patches(owner, options, target, registered)
-    owner.register_all_hook_patches(together, target, options, registered)
-    if len(registered) > 0:
-        options["registered_hooks"] = registered
 
 
 def drop_own_wrappers(options: dict) -> None:

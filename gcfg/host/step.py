@@ -10,7 +10,7 @@ from torch import Tensor
 from ..guidance import BASE, UNCONDITIONAL, Prediction, combine, plan
 from ..guidance.plan import in_zero_init
 from .chain import POSITIVE
-from .predict import GUIDED, UNGUIDED, coverage, is_active, predict
+from .predict import GUIDED, UNGUIDED, Row, coverage, is_active, predict
 from .run import Run
 
 STEP = "gcfg_step"
@@ -50,16 +50,16 @@ class Step:
             return executor(model, conds, x, timestep, options)
         self.in_host_batch = True
         keys = [None if cond is None else self._key(cond) for cond in conds]
-        rows: dict[Hashable, tuple[list[dict], int]] = {}
+        rows: dict[Hashable, Row] = {}
         for position, (key, cond) in enumerate(zip(keys, conds, strict=True)):
             if isinstance(key, Prediction) and key.model != BASE:
                 self._evaluate([key] if key not in self.predictions else [], options)
             elif key is not None:
-                rows.setdefault(key, (cond, position))
+                rows.setdefault(key, Row(cond, position))
         for p in self._missing(BASE):
-            rows.setdefault(p, (self.run.processed(p), role(p)))
-        found = predict(model, [cond for cond, _ in rows.values()], x, timestep, options,
-                        [seen_as for _, seen_as in rows.values()], executor)
+            rows.setdefault(p, self._row(p))
+        network = self.run.networks[self.run.base]
+        found = predict(model, list(rows.values()), x, timestep, options, network, executor)
         self.predictions.update((k, v) for k, v in zip(rows, found, strict=True))
         return [torch.zeros_like(x) if key is None else self.predictions[key] for key in keys]
 
@@ -86,18 +86,23 @@ class Step:
         self.predictions.clear()  # the options that hold this step also hold a reference to it
         return self.x if self.zero_init else denoised
 
-    def _missing(self, model: str) -> list[Prediction]:
-        return [p for p in self.plan.predictions if p.model == model and p not in self.predictions]
+    def _missing(self, leader: str) -> list[Prediction]:
+        return [p for p in self.plan.predictions
+                if self.run.lanes[p.model].leader == leader and p not in self.predictions]
+
+    def _row(self, p: Prediction) -> Row:
+        seen_as = UNGUIDED if p.conditioning == UNCONDITIONAL else GUIDED
+        return Row(self.run.processed(p), seen_as, None if self.run.lanes[p.model].adapter is None else p.model)
 
     def _evaluate(self, wanted: list[Prediction], base_options: dict) -> None:
-        """Predict on one model, in one batch where the memory allows."""
+        """Predict on one set of weights, in one batch where the memory allows."""
         if not wanted:
             return
-        lane = self.run.lanes[wanted[0].model]
-        options = lane.options if wanted[0].model != BASE else base_options
+        lane = self.run.lanes[self.run.lanes[wanted[0].model].leader]
+        options = base_options if lane.leader == BASE else lane.options
         device = lane.owner.load_device
-        found = predict(self.run.inner(lane), [self.run.processed(p) for p in wanted], self.x.to(device),
-                        self.timestep.to(device), options, [role(p) for p in wanted])
+        found = predict(self.run.inner(lane), [self._row(p) for p in wanted], self.x.to(device),
+                        self.timestep.to(device), options, self.run.networks[lane.owner])
         self.predictions.update((p, value.to(self.x.device)) for p, value in zip(wanted, found, strict=True))
 
     def _masks(self) -> dict[int, Tensor]:
@@ -121,8 +126,3 @@ class Step:
                   and p.conditioning in (POSITIVE, UNCONDITIONAL)]
         raise RuntimeError(f"NaN or infinity at noise level {self.sigma:.4g} from {', '.join(users) or 'the sum'}. "
                            "Run this model in another precision (fp32 or bf16), or lower its scale.")
-
-
-def role(prediction: Prediction) -> int:
-    """What other packs' attention patches shall see a prediction as."""
-    return UNGUIDED if prediction.conditioning == UNCONDITIONAL else GUIDED

@@ -33,7 +33,7 @@ def test_base_and_base_with_lora(tiny, base, prompts, load_first):
         stock(tuned, positive, negative, tiny.latent())
     result = gcfg(base, positive, negative, tiny.latent(), concept=tuned)
     expected = gcfg(base, positive, negative, tiny.latent(), concept=merged(tiny, 1))
-    assert relative(result, expected) < 1e-5
+    assert relative(result, expected) < 1e-4
     assert relative(result, gcfg(base, positive, negative, tiny.latent(), concept=tiny.sd15(1))) > 0.01
     assert base.model is tuned.model
 
@@ -43,14 +43,14 @@ def test_lora_on_the_base_only(tiny, base, prompts):
     tuned = with_lora(tiny, base)
     result = gcfg(tuned, positive, negative, tiny.latent(), concept=base)
     expected = gcfg(merged(tiny, 1), positive, negative, tiny.latent(), concept=tiny.sd15(1))
-    assert relative(result, expected) < 1e-5
+    assert relative(result, expected) < 1e-4
 
 
 def test_lora_loaded_behind_the_patch(tiny, base, prompts):
     positive, negative = prompts
     patched = with_lora(tiny, apply(base, [Link(model=base.clone(), scale=-0.5)]))
     expected = stock(apply(merged(tiny, 1), [Link(model=tiny.sd15(1), scale=-0.5)]), positive, negative, tiny.latent())
-    assert relative(stock(patched, positive, negative, tiny.latent()), expected) < 1e-5
+    assert relative(stock(patched, positive, negative, tiny.latent()), expected) < 1e-4
 
 
 def test_two_loras_of_two_models(tiny, base, concept, prompts):
@@ -58,7 +58,7 @@ def test_two_loras_of_two_models(tiny, base, concept, prompts):
     links = [Link(model=concept), Link(model=with_lora(tiny, concept, 4)), Link(model=with_lora(tiny, base, 5))]
     own = [Link(model=tiny.sd15(2)), Link(model=merged(tiny, 2, 4)), Link(model=merged(tiny, 1, 5))]
     result = gcfg(base, positive, negative, tiny.latent(), links=links)
-    assert relative(result, gcfg(base, positive, negative, tiny.latent(), links=own)) < 1e-5
+    assert relative(result, gcfg(base, positive, negative, tiny.latent(), links=own)) < 1e-4
 
 
 def test_a_clone_without_changes_is_the_base(tiny, base, prompts):
@@ -79,7 +79,7 @@ def test_a_clone_with_other_attention_patches(tiny, base, prompts):
     apart = tiny.sd15(1)
     apart.set_model_attn1_replace(lambda q, k, v, extra_options: v, "middle", 0)
     expected = gcfg(base, positive, negative, tiny.latent(), links=[Link(model=apart, conditioning=positive)])
-    assert relative(result, expected) < 1e-5
+    assert relative(result, expected) < 1e-4
     assert relative(result, stock(base, positive, negative, tiny.latent(), cfg=5.0)) > 0.01
 
 
