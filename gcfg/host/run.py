@@ -174,7 +174,7 @@ class Run:
 
     def _apply_to_rows(self, owner: ModelPatcher) -> None:
         """Let an owner's network apply the adapters of its lanes to rows."""
-        dtype = owner.model.get_dtype_inference()
+        dtype = owner.model.manual_cast_dtype or owner.model.get_dtype()
         adapters = {name: lane.adapter.to(owner.load_device, dtype) for name, lane in self.lanes.items()
                     if lane.owner is owner and lane.adapter is not None}
         network = RowwiseNetwork(owner.model.diffusion_model, adapters)

@@ -5,13 +5,15 @@ import comfy.model_management as management
 import comfy.sd
 import pytest
 import torch
+from comfy.patcher_extension import PatcherInjection
 
 from gcfg_pack.gcfg.host import concept as concepts
 from gcfg_pack.gcfg.host.chain import Link
 from gcfg_pack.gcfg.host.lanes import assign_lanes
 from gcfg_pack.gcfg.host.rows import NotRowwise, row_adapter
 from gcfg_pack.gcfg.nulltext.adapter import Adapter, extract
-from harness.sampling import counted, gcfg, relative
+from harness.node import call
+from harness.sampling import counted, gcfg, relative, without_free_memory
 
 
 @pytest.fixture
@@ -90,10 +92,7 @@ def test_small_batches_when_memory_is_short(tiny, base, prompts, monkeypatch):
     positive, negative = prompts
     concept = with_adapter(tiny, base)
     expected = gcfg(base, positive, negative, tiny.latent(batch=2), concept)
-    if hasattr(type(base), "get_free_memory"):
-        monkeypatch.setattr(type(base), "get_free_memory", lambda self, device: 0)
-    else:
-        monkeypatch.setattr("comfy.model_management.get_free_memory", lambda *args, **kwargs: 0)
+    without_free_memory(monkeypatch, base)
     with counted(base) as calls:
         result = gcfg(base, positive, negative, tiny.latent(batch=2), concept)
     assert calls == [(0, 2)] * 12
@@ -149,8 +148,7 @@ def test_beside_hypertile(tiny, base, prompts):
     positive, negative = prompts
 
     def tiled(model):
-        result = nodes_hypertile.HyperTile.execute(model, 32, 2, 0, False)
-        return result[0] if isinstance(result, tuple) else result.args[0]
+        return call(nodes_hypertile.HyperTile, model, 32, 2, 0, False)[0]
     latent = tiny.latent(height=16, width=16)
     patched = tiled(base)
     torch.manual_seed(0)
@@ -193,13 +191,11 @@ def test_falls_back_to_a_copy_and_says_so(tiny, base, prompts, caplog):
     assert lanes["clone"].owner.model is not base.model
 
 
-def test_bypass_injections_are_refused(tiny, base, prompts):
-    bypass = pytest.importorskip("comfy_extras.nodes_lora_debug")
-    if not hasattr(comfy.sd, "load_bypass_lora_for_models"):
-        pytest.skip("this host has no bypass LoRA")
-    assert bypass
+def test_injections_are_refused(tiny, base, prompts):
+    """As bypass LoRA loaders add them: they reach into the module that both clones share."""
     positive, negative = prompts
-    clone = comfy.sd.load_bypass_lora_for_models(base, None, tiny.lora(base, 3), 1.0, 0.0)[0]
+    clone = base.clone()
+    clone.set_injections("bypass", [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)])
     with pytest.raises(ValueError, match="bypass LoRA.* ordinary loader"):
         gcfg(base, positive, negative, tiny.latent(), clone)
 

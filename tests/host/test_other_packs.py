@@ -1,38 +1,24 @@
 """Beside the patches and guiders that people already use, before and after ours."""
 
+import comfy.context_windows as context_windows
 import pytest
 import torch
-from comfy_extras import (  # noqa: F401
-    nodes_advanced_samplers,
-    nodes_apg,
-    nodes_cfg,
-    nodes_freelunch,
-    nodes_fresca,
-    nodes_model_advanced,
-    nodes_pag,
-    nodes_perpneg,
-    nodes_tcfg,
-)
+from comfy_extras import nodes_apg, nodes_freelunch, nodes_model_advanced, nodes_pag, nodes_perpneg, nodes_tcfg
 from comfy_extras import nodes_custom_sampler as custom
 
 from gcfg_pack.gcfg.host.chain import Link
+from gcfg_pack.gcfg.host.guider import Guider
 from gcfg_pack.gcfg.host.patch import apply
+from harness.node import call
 from harness.sampling import counted, guided, relative, stock
 
 PATCHES = {
-    "pag": lambda m: nodes_pag.PerturbedAttentionGuidance.execute(m, 3.0).args[0],
-    "rescale": lambda m: run(nodes_model_advanced.RescaleCFG, m, 0.7),
-    "freeu": lambda m: nodes_freelunch.FreeU_V2.execute(m, 1.3, 1.4, 0.9, 0.2).args[0],
-    "apg": lambda m: nodes_apg.APG.execute(m, 0.5, 5.0, 0.2).args[0],
-    "tcfg": lambda m: nodes_tcfg.TCFG.execute(m).args[0],
+    "pag": lambda m: call(nodes_pag.PerturbedAttentionGuidance, m, 3.0)[0],
+    "rescale": lambda m: call(nodes_model_advanced.RescaleCFG, m, 0.7)[0],
+    "freeu": lambda m: call(nodes_freelunch.FreeU_V2, m, 1.3, 1.4, 0.9, 0.2)[0],
+    "apg": lambda m: call(nodes_apg.APG, m, 0.5, 5.0, 0.2)[0],
+    "tcfg": lambda m: call(nodes_tcfg.TCFG, m)[0],
 }
-
-
-def run(node, *args):
-    """A stock node of the old or of the new kind."""
-    if hasattr(node, "define_schema"):
-        return node.execute(*args).args[0]
-    return getattr(node(), node.FUNCTION)(*args)[0]
 
 
 @pytest.fixture
@@ -132,8 +118,8 @@ def test_a_pack_that_replaces_the_batch(tiny, base, concept, prompts):
 def test_perp_neg_and_dual_cfg_guiders(tiny, base, concept, prompts):
     positive, negative = prompts
     other = tiny.conditioning(3)
-    for make in (lambda m: nodes_perpneg.PerpNegGuider.execute(m, positive, negative, other, 4.0, 1.0).args[0],
-                 lambda m: custom.DualCFGGuider.execute(m, positive, other, negative, 3.0, 2.0, "regular").args[0]):
+    for make in (lambda m: call(nodes_perpneg.PerpNegGuider, m, positive, negative, other, 4.0, 1.0)[0],
+                 lambda m: call(custom.DualCFGGuider, m, positive, other, negative, 3.0, 2.0, "regular")[0]):
         plain = guided(make(base), tiny.latent())
         with counted(base, concept) as calls:
             result = guided(make(apply(base, [Link(model=concept, scale=1.0)])), tiny.latent())
@@ -155,14 +141,18 @@ def test_concept_model_with_patches_of_its_own(tiny, base, concept, prompts):
 
 
 def test_context_windows(tiny, base, concept, prompts):
-    context_windows = pytest.importorskip("comfy.context_windows")
+    """The host then runs the base in windows; what the recipe adds runs in them, too."""
     positive, negative = prompts
-    handler = context_windows.IndexListContextHandler(
-        context_schedule=context_windows.get_matching_context_schedule("standard_static"),
-        fuse_method=context_windows.get_matching_fuse_method("pyramid"), context_length=1, context_overlap=0, dim=0)
+    style = tiny.conditioning(3)
     model = base.clone()
-    model.model_options["context_handler"] = handler
-    links = [Link(model=concept, scale=1.0), Link(conditioning=tiny.conditioning(3), scale=0.5)]
-    result = stock(apply(model, links), positive, negative, tiny.latent(batch=2))
-    assert torch.isfinite(result).all()
-    assert relative(result, stock(apply(base, links), positive, negative, tiny.latent(batch=2))) < 1e-3
+    model.model_options["context_handler"] = context_windows.IndexListContextHandler(
+        context_schedule=context_windows.get_matching_context_schedule("standard_static"),
+        fuse_method=context_windows.get_matching_fuse_method("pyramid"), context_length=4, context_overlap=1, dim=2)
+    links = [Link(model=concept, scale=1.0), Link(conditioning=style, scale=0.5)]
+    result = stock(apply(model, links), positive, negative, tiny.latent(), steps=1)
+    d0, dp, ds = (stock(model, c, negative, tiny.latent(), cfg=1.0, steps=1) for c in (negative, positive, style))
+    dc = stock(concept, negative, negative, tiny.latent(), cfg=1.0, steps=1)
+    assert relative(result, d0 + 2.5 * (dp - d0) + (dc - d0) + 0.5 * (ds - d0)) < 1e-4
+    assert relative(dp, stock(base, positive, negative, tiny.latent(), cfg=1.0, steps=1)) > 1e-3
+    with pytest.raises(ValueError, match="baseline_model cannot be combined with context windows"):
+        guided(Guider(model, negative, links, baseline_model=concept), tiny.latent())

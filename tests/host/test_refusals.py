@@ -8,6 +8,7 @@ from gcfg_pack.gcfg.host.chain import Link
 from gcfg_pack.gcfg.host.guider import Guider
 from gcfg_pack.gcfg.host.patch import apply
 from gcfg_pack.nodes.guidance import GCFGGuidance
+from harness.node import call
 from harness.sampling import counted, gcfg, guided, stock
 
 
@@ -42,7 +43,7 @@ def test_patched_models(tiny, base, concept):
 
 
 def test_guidance_without_unconditional(tiny, base, concept):
-    guider = custom.BasicGuider.execute(apply(base, [Link(model=concept)]), tiny.conditioning(1)).args[0]
+    guider = call(custom.BasicGuider, apply(base, [Link(model=concept)]), tiny.conditioning(1))[0]
     refused = pytest.raises(ValueError, match="Guidance 1 needs the unconditional .* negative input")
     with counted(base) as calls, refused:
         guided(guider, tiny.latent())
@@ -52,7 +53,7 @@ def test_guidance_without_unconditional(tiny, base, concept):
 def test_guidance_that_needs_no_unconditional(tiny, base, concept):
     """Measured from the positive prediction, a guidance works with a guider that has no negative."""
     patched = apply(base, [Link(model=concept, conditioning=tiny.conditioning(1), reference="previous guidance")])
-    guider = custom.BasicGuider.execute(patched, tiny.conditioning(1)).args[0]
+    guider = call(custom.BasicGuider, patched, tiny.conditioning(1))[0]
     assert torch.isfinite(guided(guider, tiny.latent())).all()
 
 

@@ -1,15 +1,15 @@
 """Before, between and after runs: what is loaded, what is left, what state may not survive."""
 
 import comfy.model_management as management
+import comfy.samplers
 import pytest
 import torch
-from comfy_extras import nodes_custom_sampler as custom
 
 from gcfg_pack.gcfg.guidance import Schedule, Shaping
 from gcfg_pack.gcfg.host.chain import Link
 from gcfg_pack.gcfg.host.guider import Guider
 from gcfg_pack.gcfg.host.patch import apply
-from harness.sampling import gcfg, guided, relative, stock, through_guider
+from harness.sampling import gcfg, guided, relative, sampled, stock, through_guider
 
 
 @pytest.fixture
@@ -106,9 +106,13 @@ def test_weights_of_a_private_copy_are_given_back(tiny, base, prompts):
     assert len({id(m.model.model) for m in management.current_loaded_models if m.model is not None}) == before
 
 
+def noise_levels(base, steps):
+    return comfy.samplers.calculate_sigmas(base.get_model_object("model_sampling"), "karras", steps)
+
+
 def restart_sigmas(base):
     """Noise levels that go back up once."""
-    sigmas = custom.BasicScheduler.execute(base, "karras", 6, 1.0).args[0]
+    sigmas = noise_levels(base, 6)
     return torch.cat([sigmas[:5], sigmas[2:]])
 
 
@@ -127,9 +131,7 @@ def test_restarts_keep_momentum_sane(tiny, base, concept, prompts):
     """Going back to a higher noise level continues from the sum there, whatever was evaluated in between."""
     positive, negative = prompts
     guider = Guider(base, negative, [Link(conditioning=positive), Link(model=concept, shaping=Shaping(momentum=-0.3))])
-    sampler = custom.KSamplerSelect.execute("euler").args[0]
-    results = [custom.SamplerCustomAdvanced.execute(custom.Noise_RandomNoise(5), guider, sampler, restart_sigmas(base),
-                                                    tiny.latent()).args[0]["samples"] for _ in range(2)]
+    results = [sampled(guider, tiny.latent(), restart_sigmas(base)) for _ in range(2)]
     assert torch.equal(*results) and torch.isfinite(results[0]).all()
 
 
@@ -138,10 +140,7 @@ def test_zero_init_leaves_the_latent(tiny, base, concept, prompts):
     all_steps = Link(model=concept, shaping=Shaping(zero_init_steps=3))
     result = gcfg(base, positive, negative, tiny.latent(), links=[all_steps], steps=4)
     assert relative(result, gcfg(base, positive, negative, tiny.latent(), links=[Link(model=concept)])) > 0.01
-    sigmas = custom.BasicScheduler.execute(base, "karras", 4, 1.0).args[0]
-    euler = custom.KSamplerSelect.execute("euler").args[0]
-    first = custom.SamplerCustomAdvanced.execute(
-        custom.Noise_RandomNoise(5), Guider(base, negative, [all_steps]), euler, sigmas[:4], tiny.latent(),
-    ).args[0]["samples"]
+    sigmas = noise_levels(base, 4)
+    first = sampled(Guider(base, negative, [all_steps]), tiny.latent(), sigmas[:4])
     start = torch.randn((1, 4, 8, 8), generator=torch.manual_seed(5)) * (1 + sigmas[0] ** 2) ** 0.5
     assert torch.allclose(first, base.model.process_latent_out(start), rtol=1e-5)

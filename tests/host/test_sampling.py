@@ -7,7 +7,7 @@ import torch
 from gcfg_pack.gcfg.host.chain import Link
 from gcfg_pack.gcfg.host.guider import Guider
 from gcfg_pack.gcfg.host.patch import apply
-from harness.sampling import counted, gcfg, guided, relative, stock, through_guider
+from harness.sampling import counted, gcfg, guided, relative, stock, through_guider, without_free_memory
 
 SAMPLERS = ["euler", "heun", "dpmpp_2m", "dpmpp_sde", "ddim", "lcm", "uni_pc", "euler_cfg_pp"]
 
@@ -126,10 +126,7 @@ def test_windows_cost_nothing_outside(tiny, base, concept, prompts):
 def test_smaller_batches_when_memory_is_short(tiny, base, prompts, monkeypatch):
     positive, negative, style = prompts
     expected = gcfg(base, positive, negative, tiny.latent(), links=[Link(conditioning=style)])
-    if hasattr(type(base), "get_free_memory"):
-        monkeypatch.setattr(type(base), "get_free_memory", lambda self, device: 0)
-    else:
-        monkeypatch.setattr("comfy.model_management.get_free_memory", lambda *args, **kwargs: 0)
+    without_free_memory(monkeypatch, base)
     with counted(base) as calls:
         result = gcfg(base, positive, negative, tiny.latent(), links=[Link(conditioning=style)])
     assert calls == [(0, 1)] * 12

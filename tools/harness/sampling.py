@@ -11,6 +11,8 @@ from gcfg_pack.gcfg.host.chain import Link
 from gcfg_pack.gcfg.host.guider import Guider
 from gcfg_pack.nodes.sampling import GCFGKSampler
 
+from .node import call
+
 STEPS = 4
 
 
@@ -31,9 +33,30 @@ def gcfg(model, positive, negative, latent, concept=None, concept_scale=2.5, con
 def guided(guider, latent, sampler="euler", scheduler="karras", steps=STEPS, seed=5, denoise=1.0):
     """The latent of SamplerCustomAdvanced with a guider, over the noise levels that the stock KSampler would use."""
     sigmas = comfy.samplers.KSampler(guider.model_patcher, steps, "cpu", sampler, scheduler, denoise).sigmas
-    return custom.SamplerCustomAdvanced.execute(
-        custom.Noise_RandomNoise(seed), guider, custom.KSamplerSelect.execute(sampler).args[0], sigmas, latent,
-    ).args[0]["samples"]
+    return sampled(guider, latent, sigmas, sampler, seed)
+
+
+def sampled(guider, latent, sigmas, sampler="euler", seed=5):
+    """The latent of SamplerCustomAdvanced over given noise levels."""
+    chosen = comfy.samplers.sampler_object(sampler)
+    return call(custom.SamplerCustomAdvanced, custom.Noise_RandomNoise(seed), guider, chosen, sigmas,
+                latent)[0]["samples"]
+
+
+def without_free_memory(monkeypatch, patcher):
+    """Let the host believe that no memory is left for a second conditioning in a batch."""
+    if hasattr(patcher, "get_free_memory"):
+        monkeypatch.setattr(type(patcher), "get_free_memory", lambda self, device: 0)
+        return
+    management = comfy.samplers.model_management  # the older host asks the module, as its attention does
+
+    class Full:
+        def __getattr__(self, name):
+            return getattr(management, name)
+
+        def get_free_memory(self, device):
+            return 0
+    monkeypatch.setattr(comfy.samplers, "model_management", Full())
 
 
 def through_guider(model, positive, negative, latent, links=(), scale=2.5, baseline_model=None, **options):

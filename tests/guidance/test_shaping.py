@@ -1,0 +1,101 @@
+"""Projection, norm limit, momentum, rescale and zero-star against their papers' formulas."""
+
+import pytest
+import torch
+
+from gcfg.guidance import Guidance, Momentum, Prediction, Progress, Recipe, Shaping, combine, plan
+from gcfg.guidance.shaping import dot, limit_norm, project, rms, zero_star_reference
+
+BASELINE, COND = Prediction(), Prediction("base", "positive")
+
+
+def values(seed=0, size=8):
+    gen = torch.Generator().manual_seed(seed)
+    return [torch.randn((2, 4, size, size), generator=gen, dtype=torch.float64) for _ in range(3)]
+
+
+def guided(shaping, scale=4.0, seed=0, momentum=None, sigma=3.0):
+    cond, uncond, x = values(seed)
+    recipe = Recipe((Guidance(COND, scale=scale, shaping=shaping),))
+    progress = Progress(lambda p: 10 * (1 - p), 10.0)
+    return combine(plan(recipe, sigma, progress), {BASELINE: uncond, COND: cond}, x, sigma, momentum=momentum)
+
+
+def test_defaults_change_nothing():
+    cond, uncond, _ = values()
+    assert Shaping().is_neutral
+    assert torch.equal(guided(Shaping()), uncond + (cond - uncond) * 4.0)
+
+
+@pytest.mark.parametrize("shaping", [Shaping(norm_limit=1e9), Shaping(parallel=1.0 + 1e-12), Shaping(rescale=1e-12)])
+def test_settings_close_to_neutral_change_next_to_nothing(shaping):
+    assert torch.allclose(guided(shaping), guided(Shaping()), atol=1e-6)
+
+
+def test_projection_splits_the_guidance():
+    cond, uncond, _ = values()
+    parallel, orthogonal = project(cond - uncond, cond)
+    assert torch.allclose(parallel + orthogonal, cond - uncond)
+    assert dot(orthogonal, cond).abs().max() < 1e-3
+    expected = uncond + 4.0 * (0.25 * parallel + 1.5 * orthogonal)
+    assert torch.allclose(guided(Shaping(parallel=0.25, orthogonal=1.5)), expected)
+
+
+def test_norm_limit_does_not_depend_on_resolution():
+    for size in (4, 32):
+        cond, uncond, _ = values(size=size)
+        limited = limit_norm(cond - uncond, 0.5 * rms(uncond))
+        assert torch.allclose(rms(limited), 0.5 * rms(uncond))
+    small = 1e-3 * (cond - uncond)
+    assert torch.equal(limit_norm(small, rms(uncond)), small)
+
+
+def test_rescale_reaches_the_contrast_of_the_prediction():
+    cond, _, _ = values()
+    full = guided(Shaping(rescale=1.0))
+    assert torch.allclose(full.std(dim=(1, 2, 3)), cond.std(dim=(1, 2, 3)), rtol=1e-5)
+    assert torch.allclose(guided(Shaping(rescale=0.5)), 0.5 * full + 0.5 * guided(Shaping()))
+
+
+def test_zero_star_is_its_papers_formula():
+    """v = s v_u + w (v_c - s v_u), s = <v_c, v_u> / |v_u|^2 per sample, with v proportional to x - D."""
+    cond, uncond, x = values()
+    v_c, v_u = x - cond, x - uncond
+    s = (v_c * v_u).sum((1, 2, 3), keepdim=True) / (v_u**2).sum((1, 2, 3), keepdim=True)
+    expected = x - (s * v_u + 4.0 * (v_c - s * v_u))
+    assert torch.allclose(guided(Shaping(zero_star=True)), expected, atol=1e-5)
+    assert torch.allclose(zero_star_reference(x, uncond, uncond), uncond, atol=1e-6)
+
+
+def test_momentum_is_keyed_on_the_noise_level():
+    one = torch.ones(1, 1)
+    m = Momentum()
+    assert float(m.update(0, 10.0, one, 0.5)) == 1.0
+    assert float(m.update(0, 5.0, one, 0.5)) == 1.5
+    assert float(m.update(0, 5.0, one, 0.5)) == 1.5  # asked again, as Heun does
+    assert float(m.update(0, 2.0, one, 0.5)) == 1.75
+    assert float(m.update(0, 7.0, one, 0.5)) == 1.5  # a restart continues from the level above
+    assert float(m.update(0, 5.0, one, 0.5)) == 1.75
+    assert float(m.update(0, 20.0, one, 0.5)) == 1.0
+    assert float(m.update(1, 4.0, one, 0.5)) == 1.0  # each guidance has its own
+
+
+def test_momentum_keeps_few_levels():
+    m = Momentum()
+    for sigma in range(100, 0, -1):
+        m.update(0, float(sigma), torch.ones(1, 1), -0.5)
+    assert len(m._sums[0]) == Momentum.DEPTH
+
+
+def test_zero_predictions_give_zeros_not_nan():
+    zero = torch.zeros(2, 4, 8, 8)
+    assert torch.equal(project(zero, zero)[0], zero)
+    assert torch.equal(limit_norm(zero, rms(zero)), zero)
+    assert torch.equal(zero_star_reference(zero, zero, zero), zero)
+
+
+@pytest.mark.parametrize("bad", [dict(momentum=1.0), dict(rescale=1.5), dict(norm_limit=-1.0), dict(zero_init_steps=-1),
+                                 dict(parallel=float("inf"))])
+def test_bad_settings(bad):
+    with pytest.raises(ValueError):
+        Shaping(**bad)
