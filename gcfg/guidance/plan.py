@@ -69,7 +69,8 @@ def scale_at(guidance: Guidance, sigma: float, progress: Progress) -> float:
     """The scale of a guidance at a noise level: 0 outside its window, else scale times schedule."""
     if guidance.scale == 0.0 or not progress.within(sigma, guidance.start, guidance.end):
         return 0.0
-    return guidance.scale * guidance.schedule(progress(sigma))
+    schedule = guidance.schedule
+    return guidance.scale * (schedule.start_value if schedule.kind == "constant" else schedule(progress(sigma)))
 
 
 def in_zero_init(recipe: Recipe, sigma: float, sigmas: list[float]) -> bool:

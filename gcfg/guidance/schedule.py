@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 KINDS = ("constant", "linear", "cosine", "power", "points")
 
@@ -87,14 +88,17 @@ class Progress:
     STEPS = 1000
 
     def __init__(self, percent_to_sigma: Callable[[float], float], sigma_max: float):
-        self.sigma_at = percent_to_sigma
-        inner = [float(percent_to_sigma(i / self.STEPS)) for i in range(1, self.STEPS)]
-        self._falling = [max(sigma_max, inner[0]), *inner, 0.0]
-        self._rising = self._falling[::-1]
+        self.sigma_at, self.sigma_max = percent_to_sigma, sigma_max
+
+    @cached_property
+    def _rising(self) -> list[float]:
+        """The noise levels at evenly spaced progress, lowest first; tabulated when a schedule first needs them."""
+        inner = [float(self.sigma_at(i / self.STEPS)) for i in range(self.STEPS - 1, 0, -1)]
+        return [0.0, *inner, max(self.sigma_max, inner[-1])]
 
     def __call__(self, sigma: float) -> float:
         """Progress at a noise level, linear between a thousand tabulated levels."""
-        sigma = min(max(sigma, 0.0), self._falling[0])
+        sigma = min(max(sigma, 0.0), self._rising[-1])
         above = bisect_left(self._rising, sigma)
         if above == 0:
             return 1.0
@@ -103,4 +107,4 @@ class Progress:
 
     def within(self, sigma: float, start: float, end: float) -> bool:
         """True if the noise level lies in the window, both ends included."""
-        return self.sigma_at(end) <= sigma <= self.sigma_at(start)
+        return (start, end) == (0.0, 1.0) or self.sigma_at(end) <= sigma <= self.sigma_at(start)

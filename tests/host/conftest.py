@@ -5,11 +5,11 @@ Tests here may import ``comfy`` and ``gcfg_pack`` at module level: where there i
 """
 
 import os
-import sys
 
 import pytest
 
-from harness.find import NO_HOST, PACK, HostNotFound, find_host, load_package
+from harness.find import NO_HOST, HostNotFound, find_host
+from harness.process import start
 
 try:
     HOST = find_host()
@@ -19,22 +19,8 @@ if HOST is None and os.environ.get("GCFG_REQUIRE_HOST") == "1":
     raise pytest.UsageError(f"GCFG_REQUIRE_HOST=1, but {NO_HOST}")
 
 
-def _start_host():
-    """Make the host's modules importable, with the device chosen before any of them looks at it."""
-    sys.path.insert(0, str(HOST))
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = os.environ.get("GCFG_TEST_DEVICE", "cpu") == "cpu"
-    import utils.extra_config  # noqa: F401  (before nodes: another package named utils must not come first)
-
-    load_package("gcfg_pack", PACK)
-    import torch
-
-    torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
-
-
 if HOST is not None:
-    _start_host()
+    start(HOST, cpu=os.environ.get("GCFG_TEST_DEVICE", "cpu") == "cpu")
 
 
 class _WithoutHost(pytest.Module):
