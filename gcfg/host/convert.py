@@ -47,7 +47,7 @@ def null_text_features(patcher: ModelPatcher, conditioning: list | None = None, 
         patcher.pre_run()
         conds = comfy.samplers.process_conds(model, noise[:BATCH], conds, patcher.load_device, pictures[:BATCH],
                                              seed=seed)
-        with calibrate.measure(model.diffusion_model) as means:
+        with torch.no_grad(), calibrate.measure(model.diffusion_model) as means:
             for timestep in calibrate.TIMESTEPS:
                 sigma = model.model_sampling.percent_to_sigma(1.0 - timestep / 999.0)
                 for picture, grain in zip(pictures.split(BATCH), noise.split(BATCH), strict=True):

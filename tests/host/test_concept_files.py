@@ -365,6 +365,16 @@ def test_nodes_end_to_end(models, base, tiny, text):
         loaders.GCFGLoadConceptModel.execute(base, name, 1.0)
 
 
+def test_nodes_run_in_inference_mode_as_the_host_runs_them(models, base, tiny, text):
+    with torch.inference_mode():
+        model, _ = loaders.GCFGConvertToNullText.execute(base, 1, 0).result
+        loaders.GCFGSaveConceptModel.execute(model, "concept_models/c", "fp32", "concept")
+        loaded, _ = loaders.GCFGLoadConceptModel.execute(base, "c_00001_.safetensors", 1.0).result
+        adapted, _ = loaders.GCFGExtractConceptAdapter.execute(base, loaded, 2, 0.0).result
+        assert torch.equal(sample(loaded, text), sample(model, text))
+        assert torch.isfinite(sample(adapted, text)).all()
+
+
 def test_hostile_files_through_the_node(models, base, null_text, tmp_path):
     outside = written(tmp_path / "outside.safetensors", null_text)
     (models / "link.safetensors").symlink_to(outside)

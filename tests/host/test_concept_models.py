@@ -126,7 +126,7 @@ def test_features_are_the_mean_of_what_attn2_gives(tiny, base):
     null = tiny.conditioning(5)
     features, residual = convert.null_text_features(base, null, latents=2, size=8)
     outputs = {name: [] for name in features}
-    handles = [block.attn2.register_forward_hook(lambda m, a, out, name=name: outputs[name].append(out))
+    handles = [block.attn2.register_forward_hook(lambda m, a, out, name=name: outputs[name].append(out.detach()))
                for name, block in attention.cross_attention_blocks(base.model.diffusion_model).items()]
     again, _ = convert.null_text_features(base, null, latents=2, size=8)
     for handle in handles:
@@ -226,14 +226,11 @@ def test_partial_loading(tiny, base, with_lora):
 
 def test_building_where_the_host_creates_weights_lazily(tiny, base, tmp_path, monkeypatch):
     """With dynamic memory the host's layers have no weights until a state dict is assigned to them."""
-    import comfy.memory_management
-
-    if not hasattr(comfy.memory_management, "aimdo_enabled"):
-        pytest.skip("this host has no dynamic memory")
+    memory = pytest.importorskip("comfy.memory_management", reason="this host has no dynamic memory")
     model, _ = converted(base)
     path = tmp_path / "c.safetensors"
     checkpoint.write(path, *concept_files.content(model, "fp32"))
-    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    monkeypatch.setattr(memory, "aimdo_enabled", True)
     lazy = concept.Blueprint.of(base).new_config().get_model({}, "", device="meta").diffusion_model
     assert lazy.time_embed[0].weight is None
     loaded, _ = concept.load(base, str(path))
