@@ -67,6 +67,17 @@ _FIT = """async ([width, height, margin]) => {
 }"""
 
 
+_FOCUS = """(on) => {
+    app.extensionManager.focusMode = on
+    document.getElementById('gcfg-bare')?.remove()
+    if (!on) return
+    const style = document.createElement('style')
+    style.id = 'gcfg-bare'
+    style.textContent = '[aria-label="Show Menu"] { display: none }'
+    document.head.append(style)
+}"""
+
+
 class BrowserMissing(RuntimeError):
     """No chromium on this machine."""
 
@@ -134,8 +145,8 @@ class Frontend:
         return path
 
     def _focus(self, on: bool) -> None:
-        """Hide or show the panels around the canvas."""
-        self.page.evaluate("(on) => { app.extensionManager.focusMode = on }", on)
+        """Hide or show the panels around the canvas, and the button that stays when they are hidden."""
+        self.page.evaluate(_FOCUS, on)
 
     def _listen(self, message) -> None:
         if message.type == "error" and "/extensions/gcfg/" in (message.location or {}).get("url", ""):

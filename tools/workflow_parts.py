@@ -1,0 +1,84 @@
+"""What the shipped workflows are made of.
+
+A node is ``Node(class, inputs, title)``. An input that is a tuple ``(node, output number)`` is a link.
+"""
+
+from typing import NamedTuple
+
+
+class Node(NamedTuple):
+    kind: str
+    inputs: dict
+    title: str = ""
+
+
+class Workflow(NamedTuple):
+    title: str
+    note: str
+    columns: dict[str, dict[str, Node]]
+
+    def nodes(self) -> dict[str, Node]:
+        return {name: node for column in self.columns.values() for name, node in column.items()}
+
+
+BASE = "v1-5-pruned-emaonly-fp16.safetensors"
+CONCEPT = "concept_faces.safetensors"
+ADAPTER = "concept_faces_adapter.safetensors"
+TUNED = "faces_fine_tuned.safetensors"
+LORA = "faces_lora.safetensors"
+CONTROLNET = "control_v11p_sd15_canny_fp16.safetensors"
+
+# Where a file can be had; concept models are the user's own.
+SOURCES = {
+    BASE: ("checkpoints", "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/" + BASE),
+    CONTROLNET: ("controlnet", "https://huggingface.co/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/"
+                 + CONTROLNET),
+}
+
+GLASSES = "a photo of a person wearing glasses"
+OFFICIAL = {"steps": 25, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+
+
+def checkpoint() -> Node:
+    return Node("CheckpointLoaderSimple", {"ckpt_name": BASE}, "Base model")
+
+
+def unet(name: str = CONCEPT, title: str = "Concept model") -> Node:
+    return Node("UNETLoader", {"unet_name": name, "weight_dtype": "default"}, title)
+
+
+def prompt(text: str, title: str) -> Node:
+    return Node("CLIPTextEncode", {"text": text, "clip": ("base", 1)}, title)
+
+
+def unconditional() -> Node:
+    return prompt("", "Unconditional (empty prompt)")
+
+
+def size() -> Node:
+    return Node("EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 1}, "Image size")
+
+
+def photo() -> dict[str, Node]:
+    scaling = {"image": ("load", 0), "upscale_method": "lanczos", "width": 512, "height": 512, "crop": "center"}
+    return {"load": Node("LoadImage", {"image": "example.png"}), "scale": Node("ImageScale", scaling)}
+
+
+def guidance(title: str, scale: float, **inputs) -> Node:
+    settings = {"scale": scale, "start_percent": 0.0, "end_percent": 1.0, "reference": "unconditional"}
+    return Node("GCFGGuidance", settings | inputs, title)
+
+
+def sampler(**inputs) -> Node:
+    settings = {"model": ("base", 0), "positive": ("control", 0), "negative": ("null", 0), "latent_image": ("size", 0),
+                "seed": 2312, "concept_scale": 2.5, "control_scale": 2.5, "denoise": 1.0, **OFFICIAL}
+    return Node("GCFGKSampler", settings | inputs)
+
+
+def images(prefix: str, latent: tuple = ("sampler", 0)) -> dict[str, Node]:
+    return {"decode": Node("VAEDecode", {"samples": latent, "vae": ("base", 2)}),
+            "save": Node("SaveImage", {"images": ("decode", 0), "filename_prefix": f"gcfg/{prefix}"})}
+
+
+def prompts(text: str = GLASSES) -> dict[str, Node]:
+    return {"control": prompt(text, "Control prompt"), "null": unconditional()}
