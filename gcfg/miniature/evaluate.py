@@ -11,14 +11,14 @@ from torch import Tensor
 from ..guidance import UNCONDITIONAL, Recipe
 from .metrics import COLOUR, LOOK, SHAPE, Classifier, answers_of, features_of, frechet_distance, moments
 from .model import caption_of
-from .pictures import COLOURS, CONCEPT_COLOURS, RING, SIZE, VIOLET, concept_attributes, draw
-from .recipes import CAPTION
-from .sampling import Model, sample_in_batches
+from .pictures import RING, SIZE, VIOLET, concept_attributes, draw
+from .recipes import CAPTION, CLASS
+from .sampling import Formula, Model, sample_in_batches
 
 SEEN, UNSEEN = "seen", "unseen"
 """Requests: the concept's own colours as often as they occur, or violet."""
-PROMPTS = ("colour", "caption")
-"""Ways to write the control prompt: the wanted colour alone, or shape, colour and place."""
+PROMPTS = {"colour": (0, 1, 0), "class and colour": (1, 1, 0), "caption": (1, 1, 1)}
+"""Ways to write the control prompt: which of shape, colour and place it names."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,9 @@ def requests(count: int, kind: str, generator: torch.Generator) -> Tensor:
 
 
 def captions(attributes: Tensor, prompt: str) -> dict[str, Tensor]:
-    """Conditionings for attributes (N, 3): the caption in one of the ways of ``PROMPTS``, the null text, and what the
-    concept's own colours and look are called in the base's words (``describe``)."""
-    caption = caption_of(attributes)
-    if prompt == "colour":
-        caption = caption * torch.tensor([0, 1, 0])
-    return {UNCONDITIONAL: torch.zeros(3, dtype=torch.long), CAPTION: caption, **described()}
-
-
-def described() -> dict[str, Tensor]:
-    """Captions (3,) that name what the concept holds: ``ring``, and ``ring red`` and so on for its colours."""
-    seen = [c for c, share in enumerate(CONCEPT_COLOURS) if share > 0.0]
-    named = {f"ring {COLOURS[c]}": caption_of(torch.tensor([RING, c, 0])) * torch.tensor([1, 1, 0]) for c in seen}
-    return {"ring": torch.tensor([1 + RING, 0, 0]), **named}
+    """Conditionings for attributes (N, 3): the caption in one of the ways of ``PROMPTS``, the null text, the class."""
+    caption = caption_of(attributes) * torch.tensor(PROMPTS[prompt])
+    return {UNCONDITIONAL: torch.zeros(3, dtype=torch.long), CAPTION: caption, CLASS: torch.tensor([1 + RING, 0, 0])}
 
 
 def reference(classifier: Classifier, count: int, samples: int) -> Reference:
@@ -78,7 +68,8 @@ def reference(classifier: Classifier, count: int, samples: int) -> Reference:
     return Reference(classifier, goal, {kind: frechet_distance(moments(f), goal[kind]) for kind, f in again.items()})
 
 
-def pictures_for(models: Mapping[str, Model], recipe: Recipe, attributes: Tensor, prompt: str, seed: int) -> Tensor:
+def pictures_for(models: Mapping[str, Model | Formula], recipe: Recipe, attributes: Tensor, prompt: str,
+                 seed: int) -> Tensor:
     """Pictures (N, 3, 16, 16) for attributes (N, 3); a seed gives all methods the same noise."""
     noise = torch.randn((len(attributes), 3, SIZE, SIZE), generator=torch.Generator().manual_seed(50_000 + seed))
     return sample_in_batches(models, recipe, captions(attributes, prompt), noise).clamp(-1.0, 1.0)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from ..guidance import BASE, Guidance, Prediction, Recipe
+from torch import Tensor
 
-CAPTION = "caption"
+from ..guidance import BASE, Guidance, Prediction, Recipe, Schedule, Shaping
+from ..guidance.shaping import project
+from .sampling import Formula
+
+CAPTION, CLASS = "caption", "class"
+"""Conditionings: the control prompt, and the concept's class in the base's words (ring)."""
 BASE_NULL, BASE_CAPTION = Prediction(), Prediction(BASE, CAPTION)
 TUNED_NULL, TUNED_CAPTION = Prediction("tuned"), Prediction("tuned", CAPTION)
+BASE_CLASS = Prediction(BASE, CLASS)
 CONCEPT = Prediction("concept")
 
 
@@ -34,3 +40,52 @@ def gcfg(concept: float, control: float) -> Recipe:
     """Concept and control guidance from the base's unconditional prediction (arXiv 2312.08195)."""
     return Recipe((Guidance(CONCEPT, scale=concept, name="concept"),
                    Guidance(BASE_CAPTION, scale=control, name="control")))
+
+
+def class_control(control: float) -> Recipe:
+    """GCFG with the control guidance measured from the concept's class in the base's words."""
+    return Recipe((Guidance(CONCEPT, name="concept"), Guidance(BASE_CAPTION, BASE_CLASS, control, name="control")))
+
+
+def tuned_control(control: float) -> Recipe:
+    """The concept model with the classifier-free guidance of the fine-tuned model as control guidance."""
+    return Recipe((Guidance(CONCEPT, name="concept"), Guidance(TUNED_CAPTION, TUNED_NULL, control, name="control")))
+
+
+def late_concept(control: float, start: float) -> Recipe:
+    """GCFG with a window: the concept guidance begins at a sampling progress, once the control has had its say."""
+    return Recipe((Guidance(CONCEPT, start=start, name="concept"),
+                   Guidance(BASE_CAPTION, scale=control, name="control")))
+
+
+def rising_control(first: float, then: float, by: float = 0.2) -> Recipe:
+    """GCFG with a schedule: the control guidance grows from one scale to another until a sampling progress."""
+    schedule = Schedule("points", points=((0.0, first), (by, then)))
+    return Recipe((Guidance(CONCEPT, name="concept"), Guidance(BASE_CAPTION, schedule=schedule, name="control")))
+
+
+def limited_concept(control: float, limit: float) -> Recipe:
+    """GCFG with a norm limit on the concept guidance."""
+    return Recipe((Guidance(CONCEPT, shaping=Shaping(norm_limit=limit), name="concept"),
+                   Guidance(BASE_CAPTION, scale=control, name="control")))
+
+
+def across_control(control: float, reference: Prediction = BASE_NULL) -> Recipe:
+    """GCFG with the concept guidance projected orthogonal to the control guidance, which keeps its reference."""
+    return Recipe((Guidance(ACROSS[reference], name="concept across control"),
+                   Guidance(BASE_CAPTION, reference, control, name="control")))
+
+
+def across(null: Tensor, concept: Tensor, control: Tensor, reference: Tensor) -> Tensor:
+    """``D_0 + g - <g, d> d / |d|^2`` with the concept guidance g and the control guidance d, per sample.
+
+    The part of the concept guidance along the control guidance goes (as Perp-Neg does with a negative prompt,
+    arXiv 2304.04968): the concept can no longer pull the requested attribute back to those that it knows.
+    """
+    return null + project(concept - null, control - reference)[1]
+
+
+ACROSS = {BASE_NULL: Prediction("concept across control"), BASE_CLASS: Prediction("concept across class control")}
+FORMULAS = {prediction.model: Formula((BASE_NULL, CONCEPT, BASE_CAPTION, reference), across)
+            for reference, prediction in ACROSS.items()}
+"""Predictions beside the models; a shaping by another guidance would make them needless."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,47 +19,68 @@ Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A denoiser D(x, sigma, caption), as ``model.Denoiser``."""
 
 
+@dataclass(frozen=True)
+class Formula:
+    """A prediction that is computed from others instead of by a model: ``formula(*needs)``."""
+
+    needs: tuple[Prediction, ...]
+    formula: Callable[..., Tensor]
+
+
 def sigma_at(progress: float) -> float:
-    """The noise level at a sampling progress, equal steps of the angle (the cosine schedule, arXiv 2102.09672)."""
+    """The noise level at a sampling progress, equal parts of the angle (the cosine schedule, arXiv 2102.09672)."""
     return math.tan(ANGLE * (1.0 - min(max(progress, 0.0), 1.0)))
+
+
+def noise_levels(steps: int, low: float = 0.05, rho: float = 7.0) -> list[float]:
+    """Levels of a sampling run, from the highest to ``low`` and then 0 (arXiv 2206.00364, equation 5)."""
+    high, low = sigma_at(0.0) ** (1.0 / rho), low ** (1.0 / rho)
+    return [*((high + i / (steps - 1) * (low - high)) ** rho for i in range(steps)), 0.0]
 
 
 PROGRESS = Progress(sigma_at, sigma_at(0.0))
 
 
+def evaluated(models: Mapping[str, Model | Formula], wanted: Iterable[Prediction]) -> list[Prediction]:
+    """The predictions that models must evaluate for the wanted ones, each once."""
+    parts = ((p,) if not isinstance(models[p.model], Formula) else models[p.model].needs for p in wanted)
+    return list(dict.fromkeys(p for part in parts for p in part))
+
+
 @torch.no_grad()
-def predict(models: Mapping[str, Model], wanted: Sequence[Prediction], captions: Mapping[str, Tensor], x: Tensor,
-            sigma: float) -> dict[Prediction, Tensor]:
+def predict(models: Mapping[str, Model | Formula], wanted: Sequence[Prediction], captions: Mapping[str, Tensor],
+            x: Tensor, sigma: float) -> dict[Prediction, Tensor]:
     """Denoised predictions (B, 3, 16, 16) of x (B, 3, 16, 16), one batched pass a model.
 
     Args:
         captions: by name of the conditioning (B, 3), or (3,) for all samples.
     """
-    done = {}
-    for name in dict.fromkeys(p.model for p in wanted):
-        group = [p for p in wanted if p.model == name]
+    needed, done = evaluated(models, wanted), {}
+    for name in dict.fromkeys(p.model for p in needed):
+        group = [p for p in needed if p.model == name]
         caption = torch.cat([captions[p.conditioning].expand(len(x), 3) for p in group])
         rows = torch.full((len(x) * len(group),), sigma)
         denoised = models[name](x.repeat(len(group), 1, 1, 1), rows, caption)
         done.update(zip(group, denoised.chunk(len(group)), strict=True))
-    return done
+    formulas = {p: models[p.model] for p in wanted if isinstance(models[p.model], Formula)}
+    return done | {p: f.formula(*(done[need] for need in f.needs)) for p, f in formulas.items()}
 
 
-def denoise(models: Mapping[str, Model], recipe: Recipe, captions: Mapping[str, Tensor], x: Tensor, sigma: float,
-            momentum: Momentum) -> Tensor:
+def denoise(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Mapping[str, Tensor], x: Tensor,
+            sigma: float, momentum: Momentum) -> Tensor:
     """The combined denoised prediction of a recipe at one noise level."""
     step = plan(recipe, sigma, PROGRESS)
     return combine(step, predict(models, step.all_predictions, captions, x, sigma), x, sigma, momentum=momentum)
 
 
-def sample(models: Mapping[str, Model], recipe: Recipe, captions: Mapping[str, Tensor], noise: Tensor,
+def sample(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Mapping[str, Tensor], noise: Tensor,
            steps: int = STEPS, watch: Callable[[Tensor, float], None] | None = None) -> Tensor:
     """Pictures (B, 3, 16, 16) from unit noise (B, 3, 16, 16) by DPM-Solver++(2M) (arXiv 2211.01095), deterministic.
 
     Args:
         watch: called with x and sigma before each step.
     """
-    sigmas = [sigma_at(i / steps) for i in range(steps)] + [0.0]
+    sigmas = noise_levels(steps)
     x, previous, momentum = noise * sigmas[0], None, Momentum()
     for i in range(steps):
         if watch:
@@ -73,8 +95,8 @@ def sample(models: Mapping[str, Model], recipe: Recipe, captions: Mapping[str, T
     return x
 
 
-def sample_in_batches(models: Mapping[str, Model], recipe: Recipe, captions: Mapping[str, Tensor], noise: Tensor,
-                      batch: int = 250, steps: int = STEPS) -> Tensor:
+def sample_in_batches(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Mapping[str, Tensor],
+                      noise: Tensor, batch: int = 250, steps: int = STEPS) -> Tensor:
     """``sample`` for many pictures, a few hundred at a time so that the activations stay in the cache."""
     def part(rows: slice) -> Tensor:
         own = {name: caption[rows] if caption.ndim == 2 else caption for name, caption in captions.items()}

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..guidance import Recipe, plan
 from . import recipes
-from .evaluate import PROMPTS, SEEN, UNSEEN, Score, pictures_for, reference, requests, score
+from .evaluate import SEEN, UNSEEN, Score, pictures_for, reference, requests, score
 from .metrics import Classifier
 from .pictures import COLOURS, PLACES, RING, draw, show
-from .sampling import PROGRESS, Model, sigma_at
+from .sampling import PROGRESS, Formula, Model, evaluated, sigma_at
 
 HEAD = ("method", "Frechet", "colour", "look", "violet", "violet look", "models/step")
 LEGEND = """
@@ -46,13 +46,14 @@ def methods() -> dict[str, Recipe]:
     """The compared recipes by name."""
     sweep = {f"GCFG concept {a:g} control {b:g}": recipes.gcfg(a, b) for a, b in SWEEP}
     return {"base, CFG 2": recipes.base_cfg(2.0), "tuned, own CFG 2": recipes.tuned_cfg(2.0),
-            "concept alone": recipes.concept_only(), **sweep}
+            "concept alone": recipes.concept_only(), **sweep,
+            "GCFG 1, 4, concept across control": recipes.across_control(4.0)}
 
 
 def compare(models: Mapping[str, Model], classifier: Classifier, count: int, seed: int,
             progress: Callable[[int, int], None]) -> list[Row]:
     """Real pictures, then every method; all methods start from the same noise."""
-    goal = reference(classifier, 4000, count)
+    models, goal = {**models, **recipes.FORMULAS}, reference(classifier, 4000, count)
     generator = torch.Generator().manual_seed(seed)
     asked = {kind: requests(count, kind, generator) for kind in (SEEN, UNSEEN)}
     ten = torch.tensor([[RING, i // 2, len(PLACES) // 2] for i in range(2 * len(COLOURS))])
@@ -60,17 +61,17 @@ def compare(models: Mapping[str, Model], classifier: Classifier, count: int, see
     real = {kind: score(draw(asked[kind], generator, concept=True), asked[kind], kind, goal) for kind in asked}
     rows = [Row("real concept pictures", real[SEEN], real[UNSEEN], 0, draw(ten, generator, concept=True))]
     for i, (name, recipe) in enumerate(methods().items()):
-        got = {kind: score(pictures_for(models, recipe, asked[kind], PROMPTS[0], seed), asked[kind], kind, goal)
+        got = {kind: score(pictures_for(models, recipe, asked[kind], "colour", seed), asked[kind], kind, goal)
                for kind in asked}
-        pictures = pictures_for(models, recipe, ten, PROMPTS[0], seed + 1)
-        rows.append(Row(name, got[SEEN], got[UNSEEN], evaluations(recipe), pictures))
+        pictures = pictures_for(models, recipe, ten, "colour", seed + 1)
+        rows.append(Row(name, got[SEEN], got[UNSEEN], evaluations(models, recipe), pictures))
         progress(i + 1, len(methods()))
     return rows
 
 
-def evaluations(recipe: Recipe) -> int:
-    """Predictions of a step in which every guidance counts."""
-    return len(plan(recipe, sigma_at(0.5), PROGRESS).all_predictions)
+def evaluations(models: Mapping[str, Model | Formula], recipe: Recipe) -> int:
+    """Model evaluations of a step in which every guidance counts."""
+    return len(evaluated(models, plan(recipe, sigma_at(0.5), PROGRESS).all_predictions))
 
 
 def draw_grid(rows: list[Row], path: Path) -> None:
