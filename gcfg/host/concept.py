@@ -238,13 +238,12 @@ def describe(name: str, kind: Kind, tensors: Mapping[str, Tensor], base: ModelPa
              f"{provenance.architecture or type(base.model.model_config).__name__}"]
     if kind is Kind.FULL:
         lines.append("It still reads text. Convert to Null-Text Model makes a text-free concept model of it.")
-    if provenance.base_fingerprint and kind in (Kind.ADAPTER, Kind.STOCK_LORA):
-        if provenance.base_fingerprint != fingerprint(originals(base)):
-            lines.append("Made on other base weights than the connected ones, so results may differ.")
+    made_on = provenance.base_fingerprint if kind in (Kind.ADAPTER, Kind.STOCK_LORA) else ""
+    if made_on and made_on != fingerprint(originals(base)):
+        lines.append("Made on other base weights than the connected ones, so results may differ.")
     if provenance.residual:
         worst = max(provenance.residual, key=provenance.residual.get)
         lines.append(f"Calibration residual {provenance.mean_residual:.3f} on average, "
                      f"{provenance.residual[worst]:.3f} at most ({worst})")
-    lines += [f"Made by: {provenance.made_by}"] if provenance.made_by else []
-    lines += [f"Notes: {provenance.notes}"] if provenance.notes else []
-    return "\n".join(lines)
+    told = (("Made by", provenance.made_by), ("Notes", provenance.notes))
+    return "\n".join([*lines, *(f"{what}: {words}" for what, words in told if words)])
