@@ -2,13 +2,14 @@
 
 from comfy_api.latest import io
 
-from ..gcfg.guidance import Schedule, Shaping
+from ..gcfg.guidance import Performance, Schedule, Shaping
 from ..gcfg.guidance.schedule import KINDS, parse_points
 from ..gcfg.host.chain import REFERENCES, Link
 
 GuidanceSocket = io.Custom("GCFG_GUIDANCE")
 ScheduleSocket = io.Custom("GCFG_SCHEDULE")
 ShapingSocket = io.Custom("GCFG_SHAPING")
+PerformanceSocket = io.Custom("GCFG_PERFORMANCE")
 
 
 class GCFGGuidance(io.ComfyNode):
@@ -125,4 +126,33 @@ class GCFGShaping(io.ComfyNode):
         return io.NodeOutput(Shaping(parallel, orthogonal, norm_limit, momentum, rescale, zero_star, zero_init_steps))
 
 
-NODES = [GCFGGuidance, GCFGSchedule, GCFGShaping]
+class GCFGPerformance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GCFGPerformance",
+            display_name="Guidance Performance",
+            category="GCFG",
+            description=("Saves forward passes: guidances are evaluated on some steps and reused in between. The "
+                         "unconditional prediction is always fresh."),
+            inputs=[
+                io.Int.Input("refresh_every", default=2, min=1, max=100, tooltip=(
+                    "Evaluate guidances on every so-manieth step and reuse them in between. 1 reuses nothing.")),
+                io.Float.Input("calm_below", default=0.0, min=0.0, max=0.99, step=0.01, tooltip=(
+                    "Adaptive: a guidance that changed by less than this fraction waits twice as long for its next "
+                    "refresh, decided for each sample. 0 switches it off.")),
+                io.Float.Input("concept_start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                    "Sampling progress at which guidances of other models than the base begin.")),
+                io.Float.Input("concept_end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
+                    "Sampling progress at which guidances of other models than the base end.")),
+            ],
+            outputs=[PerformanceSocket.Output(display_name="performance", tooltip=(
+                "For the performance input of a GCFG sampler, guider or patch."))],
+        )
+
+    @classmethod
+    def execute(cls, refresh_every, calm_below, concept_start, concept_end) -> io.NodeOutput:
+        return io.NodeOutput(Performance(refresh_every, calm_below, concept_start, concept_end))
+
+
+NODES = [GCFGGuidance, GCFGSchedule, GCFGShaping, GCFGPerformance]

@@ -7,7 +7,7 @@ from nodes import common_ksampler
 from ..gcfg.host.chain import Link
 from ..gcfg.host.guider import Guider
 from ..gcfg.host.patch import apply
-from .guidance import GuidanceSocket
+from .guidance import GuidanceSocket, PerformanceSocket
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
@@ -19,7 +19,7 @@ def concept_chain(concept_model, concept_scale, guidance) -> tuple[Link, ...]:
 
 
 def sample(model, concept_model, positive, negative, latent_image, seed, steps, concept_scale, control_scale,
-           sampler_name, scheduler, guidance, **options):
+           sampler_name, scheduler, guidance, performance, **options):
     """Concept-centric sampling (arXiv 2312.08195) through the host's KSampler.
 
     D = D_0 + concept_scale (D_concept - D_0) + control_scale (D_base(positive) - D_0) with D_0 = D_base(negative),
@@ -27,7 +27,7 @@ def sample(model, concept_model, positive, negative, latent_image, seed, steps, 
     """
     links = concept_chain(concept_model, concept_scale, guidance)
     if links:
-        model = apply(model, links)
+        model = apply(model, links, performance=performance)
     if control_scale == 0.0:  # the host then predicts the unconditional alone
         positive, control_scale = negative, 1.0
     return common_ksampler(model, seed, steps, control_scale, sampler_name, scheduler, positive, negative,
@@ -65,6 +65,10 @@ def guidance_input():
                                 tooltip="Further guidances, added to concept and control guidance.")
 
 
+def performance_input():
+    return PerformanceSocket.Input("performance", optional=True, tooltip="Saves forward passes.")
+
+
 class GCFGKSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -82,16 +86,17 @@ class GCFGKSampler(io.ComfyNode):
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "The amount of denoising; lower values keep the structure of the latent image.")),
                 guidance_input(),
+                performance_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
         )
 
     @classmethod
     def execute(cls, model, positive, negative, latent_image, seed, steps, concept_scale, control_scale, sampler_name,
-                scheduler, denoise, concept_model=None, guidance=()) -> io.NodeOutput:
+                scheduler, denoise, concept_model=None, guidance=(), performance=None) -> io.NodeOutput:
         return io.NodeOutput(sample(
             model, concept_model, positive, negative, latent_image, seed, steps, concept_scale, control_scale,
-            sampler_name, scheduler, guidance, denoise=denoise))
+            sampler_name, scheduler, guidance, performance, denoise=denoise))
 
 
 class GCFGKSamplerAdvanced(io.ComfyNode):
@@ -114,6 +119,7 @@ class GCFGKSamplerAdvanced(io.ComfyNode):
                 io.Combo.Input("return_with_leftover_noise", options=["disable", "enable"],
                                tooltip="Whether the noise that is left at end_at_step stays in the latent."),
                 guidance_input(),
+                performance_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The denoised latent.")],
         )
@@ -121,11 +127,12 @@ class GCFGKSamplerAdvanced(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, negative, latent_image, add_noise, noise_seed, steps, concept_scale,
                 control_scale, sampler_name, scheduler, start_at_step, end_at_step, return_with_leftover_noise,
-                concept_model=None, guidance=()) -> io.NodeOutput:
+                concept_model=None, guidance=(), performance=None) -> io.NodeOutput:
         return io.NodeOutput(sample(
             model, concept_model, positive, negative, latent_image, noise_seed, steps, concept_scale, control_scale,
-            sampler_name, scheduler, guidance, disable_noise=add_noise == "disable", start_step=start_at_step,
-            last_step=end_at_step, force_full_denoise=return_with_leftover_noise == "disable"))
+            sampler_name, scheduler, guidance, performance, disable_noise=add_noise == "disable",
+            start_step=start_at_step, last_step=end_at_step,
+            force_full_denoise=return_with_leftover_noise == "disable"))
 
 
 class GCFGGuider(io.ComfyNode):
@@ -142,13 +149,14 @@ class GCFGGuider(io.ComfyNode):
                 GuidanceSocket.Input("guidance", tooltip="The chain of guidances."),
                 io.Model.Input("baseline_model", optional=True, tooltip=(
                     "Predicts the baseline under the negative conditioning in place of the base model.")),
+                performance_input(),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def execute(cls, model, negative, guidance, baseline_model=None) -> io.NodeOutput:
-        return io.NodeOutput(Guider(model, negative, guidance, baseline_model))
+    def execute(cls, model, negative, guidance, baseline_model=None, performance=None) -> io.NodeOutput:
+        return io.NodeOutput(Guider(model, negative, guidance, baseline_model, performance))
 
 
 class GCFGPatchModel(io.ComfyNode):
@@ -163,13 +171,14 @@ class GCFGPatchModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The base model."),
                 GuidanceSocket.Input("guidance", tooltip="The chain of guidances to add."),
+                performance_input(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with the guidances.")],
         )
 
     @classmethod
-    def execute(cls, model, guidance) -> io.NodeOutput:
-        return io.NodeOutput(apply(model, guidance))
+    def execute(cls, model, guidance, performance=None) -> io.NodeOutput:
+        return io.NodeOutput(apply(model, guidance, performance=performance))
 
 
 NODES = [GCFGKSampler, GCFGKSamplerAdvanced, GCFGGuider, GCFGPatchModel]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider, sampling_function
 
-from ..guidance import Guidance
+from ..guidance import Guidance, Performance
 from ..guidance.plan import scale_at
 from . import KEY
 from .chain import Link
@@ -23,16 +23,17 @@ class Guider(CFGGuider):
 
     Args:
         baseline_model: predicts the baseline in place of the model.
+        performance: which forward passes to save; none if None.
 
     Raises:
         ValueError: a model or conditioning of the chain does not fit the model.
     """
 
     def __init__(self, model: ModelPatcher, negative: list, links: Sequence[Link],
-                 baseline_model: ModelPatcher | None = None):
+                 baseline_model: ModelPatcher | None = None, performance: Performance | None = None):
         first = links[0] if links and is_plain(links[0], model) else None
         rest = links[1:] if first else links
-        super().__init__(apply(model, rest, baseline_model=baseline_model,
+        super().__init__(apply(model, rest, baseline_model=baseline_model, performance=performance,
                                previous=SAMPLER_POSITIVE if first else None))
         check_conditioning(model, negative, "negative")
         positive, self.first = negative, None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..guidance import BASE, Prediction
+from ..guidance import BASE, Performance, Prediction
 from . import KEY
 from .chain import POSITIVE, Link, compile_chain
 from .models import is_patched
@@ -19,7 +20,7 @@ SAMPLER_POSITIVE = Prediction(BASE, POSITIVE)
 
 
 def apply(model: ModelPatcher, links: Sequence[Link], *, baseline_model: ModelPatcher | None = None,
-          previous: Prediction | None = SAMPLER_POSITIVE) -> ModelPatcher:
+          previous: Prediction | None = SAMPLER_POSITIVE, performance: Performance | None = None) -> ModelPatcher:
     """A clone of the MODEL whose sampler adds a chain of guidances to its own (arXiv 2312.08195).
 
     The sampler's positive, negative and cfg stay the first guidance and the baseline.
@@ -27,6 +28,7 @@ def apply(model: ModelPatcher, links: Sequence[Link], *, baseline_model: ModelPa
     Args:
         baseline_model: predicts the baseline (the unconditional prediction) in place of the MODEL.
         previous: what "previous guidance" means for the first link.
+        performance: which forward passes to save; none if None.
 
     Raises:
         ValueError: the MODEL carries guidances already, or a model or conditioning of the chain does not fit it.
@@ -34,8 +36,10 @@ def apply(model: ModelPatcher, links: Sequence[Link], *, baseline_model: ModelPa
     if is_patched(model):
         raise ValueError("This model already carries GCFG guidances; connect the MODEL from before 'Apply GCFG to "
                          "Model' and put all guidances into one chain.")
+    performance = performance or Performance()
+    links = [within(link, model, performance) for link in links]
     recipe, sources = compile_chain(model, links, baseline_model=baseline_model, previous=previous)
-    spec = Spec(recipe, tuple(sources.models), sources.conditionings, sources.masks)
+    spec = Spec(recipe, tuple(sources.models), sources.conditionings, sources.masks, performance)
     patched = model.clone()
     patched.set_additional_models(KEY, list(sources.models.values()))
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, partial(_outer_sample, spec)),
@@ -45,6 +49,14 @@ def apply(model: ModelPatcher, links: Sequence[Link], *, baseline_model: ModelPa
                           (WrappersMP.CALC_COND_BATCH, _calc_cond_batch)):
         patched.add_wrapper_with_key(kind, KEY, wrapper)
     return patched
+
+
+def within(link: Link, model: ModelPatcher, performance: Performance) -> Link:
+    """A link, confined to the concept window if another model than the base predicts it."""
+    if link.model in (None, model):
+        return link
+    start, end = max(link.start, performance.concept_start), min(link.end, performance.concept_end)
+    return replace(link, start=start, end=end) if start <= end else replace(link, scale=0.0)
 
 
 def _outer_sample(spec: Spec, executor, *args, **kwargs):

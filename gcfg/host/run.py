@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import comfy.hooks
 import torch
@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.sampler_helpers import cleanup_models, convert_cond, prepare_mask, prepare_model_patcher
 from comfy.samplers import filter_registered_hooks_on_conds, preprocess_conds_hooks, process_conds
 
-from ..guidance import BASE, UNCONDITIONAL, Momentum, Prediction, Progress, Recipe
+from ..guidance import BASE, UNCONDITIONAL, Momentum, Performance, Prediction, Progress, Recipe, Reuse
 from ..nulltext.rowwise import RowwiseNetwork
 from . import KEY
 from .chain import POSITIVE, fingerprint
@@ -33,6 +33,7 @@ class Spec:
     models: tuple[str, ...]
     conditionings: dict[str, list]
     masks: dict[str, torch.Tensor]
+    performance: Performance = field(default_factory=Performance)
 
 
 class Run:
@@ -155,6 +156,7 @@ class Run:
         sampling = self.guider.inner_model.model_sampling
         self.progress = Progress(sampling.percent_to_sigma, float(sampling.sigma_max))
         self.sigmas = [float(sigma) for sigma in sigmas]
+        self.reuse = Reuse(self.spec.performance, self.sigmas) if self.spec.performance.reuses else None
         self.masks = {name: prepare_mask(mask, noise.shape, noise.device) for name, mask in self.spec.masks.items()}
         shapes = getattr(self.guider.inner_model, "latent_shapes", None)
         takes_shapes = "latent_shapes" in inspect.signature(process_conds).parameters  # newer hosts only

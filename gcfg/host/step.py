@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Step:
         self.sigma = float(timestep[0])
         self.predictions: dict[Hashable, Tensor] = {}
         self.in_host_batch = False
+        self.reused: set[Prediction] = set()
         used = {p for g in run.recipe.guidances for p in (g.prediction, g.reference)}
         absent = {p for p in used if not is_active(run.processed(p) or [], timestep)}
         self.zero_init = in_zero_init(run.recipe, self.sigma, run.sigmas)
@@ -53,14 +54,17 @@ class Step:
         rows: dict[Hashable, Row] = {}
         for position, (key, cond) in enumerate(zip(keys, conds, strict=True)):
             if isinstance(key, Prediction) and key.model != BASE:
-                self._evaluate([key] if key not in self.predictions else [], options)
+                self._evaluate([key], options)
             elif key is not None:
                 rows.setdefault(key, Row(cond, position))
         for p in self._missing(BASE):
             rows.setdefault(p, self._row(p))
+        reused = [key for key in rows if self._reusable(key)] if self.run.recipe.baseline in keys else []
+        for key in reused:
+            rows.pop(key)
         network = self.run.networks[self.run.base]
         found = predict(model, list(rows.values()), x, timestep, options, network, executor)
-        self.predictions.update((k, v) for k, v in zip(rows, found, strict=True))
+        self._keep(dict(zip(rows, found, strict=True)), reused)
         return [torch.zeros_like(x) if key is None else self.predictions[key] for key in keys]
 
     def _key(self, cond: list[dict]) -> Hashable:
@@ -96,6 +100,9 @@ class Step:
 
     def _evaluate(self, wanted: list[Prediction], base_options: dict) -> None:
         """Predict on one set of weights, in one batch where the memory allows."""
+        if self.run.recipe.baseline in self.predictions:
+            self._keep({}, [p for p in wanted if self._reusable(p)])
+        wanted = [p for p in wanted if p not in self.predictions]
         if not wanted:
             return
         lane = self.run.lanes[self.run.lanes[wanted[0].model].leader]
@@ -103,7 +110,25 @@ class Step:
         device = lane.owner.load_device
         found = predict(self.run.inner(lane), [self._row(p) for p in wanted], self.x.to(device),
                         self.timestep.to(device), options, self.run.networks[lane.owner])
-        self.predictions.update((p, value.to(self.x.device)) for p, value in zip(wanted, found, strict=True))
+        self._keep({p: value.to(self.x.device) for p, value in zip(wanted, found, strict=True)})
+
+    def _reusable(self, key: Hashable) -> bool:
+        """True if a prediction may be taken from its last offset; the baseline is always evaluated."""
+        reuse = self.run.reuse
+        return reuse is not None and key != self.run.recipe.baseline and reuse.ready(key, self.sigma)
+
+    def _keep(self, found: dict[Hashable, Tensor], reused: Sequence[Prediction] = ()) -> None:
+        """Keep what was evaluated, and fill in what is reused."""
+        self.predictions.update(found)
+        baseline = self.predictions.get(self.run.recipe.baseline)
+        if self.run.reuse is None or baseline is None:
+            return
+        self.reused.update(reused)
+        for p in reused:
+            self.predictions[p] = self.run.reuse.recall(p, baseline)
+        for p in found.keys() - {self.run.recipe.baseline}:
+            if isinstance(p, Prediction):
+                self.predictions[p] = self.run.reuse.store(p, self.sigma, found[p], baseline)
 
     def _masks(self) -> dict[int, Tensor]:
         """Where each guidance acts: its own mask, and where its predictions exist at all."""
