@@ -1,11 +1,14 @@
 """Fewer forward passes: predictions that are reused between steps, as offsets from a fresh baseline.
 
-Between refreshes D_i is taken as D_0 + (D_i - D_0 at the last refresh): guidances change slowly over the noise levels
-while the predictions themselves do not (the observation of arXiv 2312.12487 and 2410.19355).
+Between refreshes D_i is taken as D_0 + c(sigma) o, where o = (D_i - D_0) / c is kept from the last refresh: guidances
+change slowly over the noise levels while the predictions themselves do not (the observation of arXiv 2312.12487 and
+2410.19355). The factor c, sigma / sqrt(sigma^2 + 1) or sigma for flow matching, makes o a difference of velocities;
+the difference of denoised predictions itself vanishes with the noise.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -53,7 +56,7 @@ class Performance:
 
 @dataclass
 class _Offset:
-    """The last known offset (B, ...) of a prediction; for each sample the step it is from, and whether it is calm."""
+    """The last known o (B, ...) of a prediction; for each sample the step it is from, and whether it is calm."""
 
     value: Tensor
     steps: list[int]
@@ -65,10 +68,11 @@ class Reuse:
 
     Args:
         sigmas: the noise levels of the run, falling.
+        flow: the models are of flow matching.
     """
 
-    def __init__(self, performance: Performance, sigmas: Sequence[float]):
-        self.performance = performance
+    def __init__(self, performance: Performance, sigmas: Sequence[float], flow: bool = False):
+        self.performance, self.flow = performance, flow
         self._rising = sorted(sigmas)
         self._offsets: dict[Hashable, _Offset] = {}
 
@@ -82,17 +86,21 @@ class Reuse:
         waits = [self.performance.refresh_every * (2 if calm else 1) for calm in known.calm]
         return [wait == 1 or not 0 <= step - last < wait for wait, last in zip(waits, known.steps, strict=True)]
 
+    def _size(self, sigma: float) -> float:
+        """c(sigma): how much a difference of velocities counts in a denoised prediction."""
+        return sigma if self.flow else sigma / math.sqrt(sigma**2 + 1)
+
     def ready(self, prediction: Hashable, sigma: float) -> bool:
         """True if no sample needs the prediction evaluated at this noise level."""
         return prediction in self._offsets and not any(self._due(prediction, sigma))
 
-    def recall(self, prediction: Hashable, baseline: Tensor) -> Tensor:
+    def recall(self, prediction: Hashable, sigma: float, baseline: Tensor) -> Tensor:
         """The prediction (B, ...) from its offset and a fresh baseline."""
-        return baseline + self._offsets[prediction].value
+        return baseline + self._size(sigma) * self._offsets[prediction].value
 
     def store(self, prediction: Hashable, sigma: float, value: Tensor, baseline: Tensor) -> Tensor:
         """Keep an evaluated prediction (B, ...); returns it, with samples that were not due as they would be alone."""
-        offset, step = value - baseline, self._step(sigma)
+        offset, step = (value - baseline) / self._size(sigma), self._step(sigma)
         known = self._offsets.get(prediction)
         if known is None:
             self._offsets[prediction] = _Offset(offset, [step] * len(offset), [False] * len(offset))
@@ -106,7 +114,7 @@ class Reuse:
         if not all(due):
             fresh = torch.tensor(due, device=offset.device).view(-1, *[1] * (offset.ndim - 1))
             offset = torch.where(fresh, offset, known.value)
-            value = baseline + offset
+            value = baseline + self._size(sigma) * offset
         known.value = offset
         known.steps = [step if d else last for d, last in zip(due, known.steps, strict=True)]
         return value

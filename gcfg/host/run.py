@@ -19,6 +19,7 @@ from . import KEY
 from .chain import POSITIVE, fingerprint
 from .hooks import collect_hooks, register_hooks
 from .lanes import Lane, assign_lanes
+from .models import is_flow
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ class Run:
         sampling = self.guider.inner_model.model_sampling
         self.progress = Progress(sampling.percent_to_sigma, float(sampling.sigma_max))
         self.sigmas = [float(sigma) for sigma in sigmas]
-        self.reuse = Reuse(self.spec.performance, self.sigmas) if self.spec.performance.reuses else None
+        performance = self.spec.performance
+        self.reuse = Reuse(performance, self.sigmas, is_flow(self.base)) if performance.reuses else None
         self.masks = {name: prepare_mask(mask, noise.shape, noise.device) for name, mask in self.spec.masks.items()}
         shapes = getattr(self.guider.inner_model, "latent_shapes", None)
         takes_shapes = "latent_shapes" in inspect.signature(process_conds).parameters  # newer hosts only

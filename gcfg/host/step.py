@@ -125,7 +125,7 @@ class Step:
             return
         self.reused.update(reused)
         for p in reused:
-            self.predictions[p] = self.run.reuse.recall(p, baseline)
+            self.predictions[p] = self.run.reuse.recall(p, self.sigma, baseline)
         for p in found.keys() - {self.run.recipe.baseline}:
             if isinstance(p, Prediction):
                 self.predictions[p] = self.run.reuse.store(p, self.sigma, found[p], baseline)

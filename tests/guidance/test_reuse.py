@@ -10,12 +10,13 @@ SIGMAS = [10.0, 8.0, 6.0, 4.0, 2.0, 0.0]
 
 def evaluated(performance, sigmas, values=None):
     """For each noise level asked for, whether the prediction had to be evaluated; and what was used."""
-    reuse, used, fresh = Reuse(performance, SIGMAS), [], []
+    reuse, used, fresh = Reuse(performance, SIGMAS, flow=False), [], []
+    reuse._size = lambda sigma: 1.0  # offsets of denoised predictions: easy to read
     for i, sigma in enumerate(sigmas):
         baseline = torch.full((2, 1), float(sigma))
         fresh.append(not reuse.ready("p", sigma))
         value = baseline + (torch.tensor([[1.0 + i], [2.0]]) if values is None else values[i])
-        used.append(reuse.store("p", sigma, value, baseline) if fresh[-1] else reuse.recall("p", baseline))
+        used.append(reuse.store("p", sigma, value, baseline) if fresh[-1] else reuse.recall("p", sigma, baseline))
     return fresh, used
 
 
@@ -25,6 +26,20 @@ def test_refresh_every_k_steps():
     fresh, used = evaluated(Performance(refresh_every=3), SIGMAS[:5])
     assert fresh == [True, False, False, True, False]
     assert used[1].tolist() == [[8.0 + 1.0], [8.0 + 2.0]]  # the old offset from the new baseline
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_constant_difference_of_velocities_is_reused_exactly(flow):
+    """D = x0-prediction = a(sigma) x - c(sigma) v for v and flow prediction alike: equal v differences, equal o."""
+    reuse, gen = Reuse(Performance(refresh_every=3), SIGMAS, flow), torch.Generator().manual_seed(0)
+    v = torch.randn((2, 4), generator=gen, dtype=torch.float64)
+    for sigma in SIGMAS[:3]:
+        c = sigma if flow else sigma / (sigma**2 + 1) ** 0.5
+        baseline = torch.randn((2, 4), generator=gen, dtype=torch.float64)
+        value = baseline - c * v
+        used = (reuse.recall("p", sigma, baseline) if reuse.ready("p", sigma)
+                else reuse.store("p", sigma, value, baseline))
+        assert torch.allclose(used, value)
 
 
 def test_steps_are_told_by_noise_level():
@@ -67,7 +82,7 @@ def test_a_sample_does_not_depend_on_its_batch():
         reuse, out = Reuse(performance, SIGMAS), []
         for sigma, offset in zip(SIGMAS, offsets, strict=False):
             baseline = torch.zeros_like(offset[rows])
-            out.append(reuse.recall("p", baseline) if reuse.ready("p", sigma)
+            out.append(reuse.recall("p", sigma, baseline) if reuse.ready("p", sigma)
                        else reuse.store("p", sigma, offset[rows], baseline))
         return torch.stack(out)
     together = run(slice(0, 2))
