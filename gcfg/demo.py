@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("gcfg_demo.png"), help="where the picture goes")
     parser.add_argument("--count", type=int, default=120, help="pictures a method for the table")
     parser.add_argument("--seed", type=int, default=0, help="seed of the starting noise, and of the training")
-    parser.add_argument("--train", action="store_true", help="train the tiny models again first (about ten minutes)")
+    parser.add_argument("--train", action="store_true", help="train the tiny models again first (about six minutes)")
     parser.add_argument("--models", type=Path, help="folder of the models; with --train where they go "
                         "(default: those of the package, or ./gcfg_demo_models with --train)")
 
@@ -38,12 +38,13 @@ def run(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
     import torch  # only once the arguments are right: it takes seconds to load
 
-    from .miniature import show, store
+    from .miniature import make, show, store
 
     torch.set_num_threads(1)  # tiny layers: a second thread waits more than it works, above all on a busy machine
     folder = arguments.models or (Path("gcfg_demo_models") if arguments.train else store.SHIPPED)
     if arguments.train:
-        train(folder, arguments.seed)
+        make.denoisers(folder, arguments.seed, ProgressBar, fresh=True)
+        make.classifier(folder, ProgressBar, fresh=True)
     models, classifier = store.load_all(folder)
     rows = show.compare(models, classifier, arguments.count, arguments.seed, ProgressBar("sampling"))
     print(table(show.HEAD, [row.cells() for row in rows]))
@@ -51,13 +52,3 @@ def run(arguments: argparse.Namespace) -> None:
     show.draw_grid(rows, arguments.out)
     print(f"\n{arguments.out} written; {time.monotonic() - start:.0f} s")
 
-
-def train(folder: Path, seed: int) -> None:
-    """Train base, captioned fine-tune, null-text concept model and classifier into a folder."""
-    from .miniature import store, training
-
-    base = training.train_base(seed, ProgressBar("base"))
-    store.save(base, folder, "base")
-    store.save(training.fine_tune(base, seed, True, ProgressBar("tuned with captions")), folder, "tuned")
-    store.save(training.fine_tune(base, seed, False, ProgressBar("null-text concept")), folder, "concept")
-    store.save(training.train_classifier(0, ProgressBar("classifier")), folder, store.CLASSIFIER)

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 
 
 class ProgressBar:
-    """A progress bar: redrawn in place on a terminal, a line every tenth otherwise. Call with (done, total, note)."""
+    """A progress bar, called with (done, total) or (done, total, loss).
+
+    Redrawn in place on a terminal; a line every tenth otherwise, or with ``live`` False, for several at once.
+    """
 
     WIDTH = 30
 
-    def __init__(self, label: str, stream=None):
-        self.label, self.stream = label, stream or sys.stderr
-        self.live, self.start, self.tenth = self.stream.isatty(), time.monotonic(), -1
+    def __init__(self, label: str, live: bool = True):
+        self.label, self.stream = label, sys.stderr
+        self.live, self.start, self.tenth = live and self.stream.isatty(), time.monotonic(), -1
 
     def __call__(self, done: int, total: int, loss: float | None = None) -> None:
         elapsed = time.monotonic() - self.start
