@@ -47,3 +47,13 @@ def test_the_demo_writes_picture_and_table(capsys, tmp_path):
     assert "base, CFG 2" in out and "GCFG concept 1 control 2" in out and "violet" in out
     with Image.open(tmp_path / "demo.png") as picture:
         assert picture.width > 600 and picture.height > 400
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
+    import sys
+
+    from gcfg.miniature.show import draw_grid
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        draw_grid([], tmp_path / "demo.png")
