@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import comfy.hooks
 from comfy.model_patcher import ModelPatcher
 from comfy.sampler_helpers import get_hooks_from_cond
 
 
-def collect_hooks(conds: list[list[dict]]) -> comfy.hooks.HookGroup:
+def collect_hooks(conds: Iterable[list[dict]]) -> comfy.hooks.HookGroup:
     """All hooks on some conditionings."""
     group = comfy.hooks.HookGroup()
     for part in conds:

@@ -105,6 +105,16 @@ def _alike(a: object, b: object) -> bool:
     return isinstance(a, str | int | float) and type(a) is type(b) and a == b
 
 
+def is_dynamic(patcher: ModelPatcher) -> bool:
+    """True for the MODELs of newer hosts whose weights come and go during a forward pass."""
+    return getattr(patcher, "is_dynamic", bool)()
+
+
+def for_hooks(patcher: ModelPatcher | None) -> ModelPatcher | None:
+    """The MODEL in a form whose weights hooks can exchange: dynamic MODELs cannot have that done to them."""
+    return patcher.get_non_dynamic_delegate() if patcher is not None and is_dynamic(patcher) else patcher
+
+
 def with_own_weights(patcher: ModelPatcher) -> ModelPatcher:
     """A MODEL that computes the same as this one, over a module that no other MODEL uses.
 
@@ -116,7 +126,7 @@ def with_own_weights(patcher: ModelPatcher) -> ModelPatcher:
     if patcher.injections:
         raise ValueError(f"{describe(patcher)} is used twice, and one of them carries injections (a bypass LoRA) that "
                          "would act on both; load the LoRA with the ordinary loader, or load the checkpoint twice.")
-    if getattr(patcher, "is_dynamic", bool)():  # only newer hosts have dynamic MODELs
+    if is_dynamic(patcher):
         return patcher.clone(force_deepcopy=True)
     for loaded in [m for m in comfy.model_management.current_loaded_models if m.model is not None]:
         if loaded.model.is_clone(patcher):

@@ -8,11 +8,13 @@ from functools import partial
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy.sampler_helpers import convert_cond
 
 from ..guidance import BASE, Performance, Prediction
 from . import KEY
 from .chain import POSITIVE, Link, compile_chain
-from .models import is_patched
+from .hooks import collect_hooks
+from .models import for_hooks, is_patched
 from .run import Run, Spec
 from .step import STEP, Step
 
@@ -38,6 +40,11 @@ def apply(model: ModelPatcher, links: Sequence[Link], *, baseline_model: ModelPa
                          "Model' and put all guidances into one chain.")
     performance = performance or Performance()
     links = [within(link, model, performance) for link in links]
+    conditionings = [c for link in links for c in (link.conditioning, link.reference_conditioning) if c is not None]
+    if collect_hooks(map(convert_cond, conditionings)).hooks:
+        model, baseline_model = for_hooks(model), for_hooks(baseline_model)
+        links = [replace(link, model=for_hooks(link.model), reference_model=for_hooks(link.reference_model))
+                 for link in links]
     recipe, sources = compile_chain(model, links, baseline_model=baseline_model, previous=previous)
     spec = Spec(recipe, tuple(sources.models), sources.conditionings, sources.masks, performance)
     patched = model.clone()

@@ -4,6 +4,7 @@ import comfy.hooks
 import comfy.sd
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from gcfg_pack.gcfg.host.chain import Link
 from gcfg_pack.gcfg.host.patch import apply
@@ -114,3 +115,28 @@ def test_hook_loras_on_the_sampler_and_on_two_guidances(tiny, base, concept, pro
     patched = stock(apply(base, links), hooked(tiny, base, positive), negative, tiny.latent())
     assert torch.equal(patched, result)
     assert not base.hook_patches and not concept.hook_patches
+
+
+class Dynamic(ModelPatcher):
+    """Stands in for the dynamic MODEL of newer hosts, which exists with a GPU only."""
+
+    def is_dynamic(self):
+        return True
+
+    def get_non_dynamic_delegate(self):
+        return self.plain
+
+
+def test_hooks_on_guidances_of_dynamic_models(tiny, base, concept, prompts):
+    """As the host does for its own conditionings: a MODEL that hooks can work on takes the dynamic one's place."""
+    positive, _ = prompts
+    dynamic = []
+    for plain in (base, concept):
+        dynamic.append(Dynamic(plain.model, plain.load_device, plain.offload_device))
+        dynamic[-1].plain = plain
+    links = [Link(conditioning=hooked(tiny, base, positive)), Link(model=dynamic[1])]
+    patched = apply(dynamic[0], links)
+    assert not isinstance(patched, Dynamic) and patched.model is base.model
+    assert patched.get_additional_models_with_key("gcfg") == [concept]
+    without = apply(dynamic[0], [Link(model=dynamic[1])])
+    assert isinstance(without, Dynamic) and without.get_additional_models_with_key("gcfg") == [dynamic[1]]
