@@ -51,10 +51,9 @@ def predict(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, options: di
     return batch(model, [row.conds for row in rows], x, timestep, {**options, "model_function_wrapper": call})
 
 
-def is_active(conds: list[dict], timestep: Tensor) -> bool:
+def is_active(conds: list[dict], sigma: float) -> bool:
     """False if every part of a conditioning is limited to other noise levels: the host then predicts zeros."""
-    sigma = timestep[0]
-    return any(not sigma > c.get("timestep_start", torch.inf) and not sigma < c.get("timestep_end", 0.0) for c in conds)
+    return any(c.get("timestep_end", 0.0) <= sigma <= c.get("timestep_start", torch.inf) for c in conds)
 
 
 def coverage(conds: list[dict], x: Tensor, timestep: Tensor) -> Tensor | None:

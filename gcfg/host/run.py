@@ -77,10 +77,18 @@ class Run:
     # --- before the models load ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Run:
-        options = self.guider.model_options
-        if self.recipe.baseline.model != BASE and "context_handler" in options:
+        if self.recipe.baseline.model != BASE and "context_handler" in self.guider.model_options:
             raise ValueError("A baseline_model cannot be combined with context windows; leave one of them out.")
-        options[KEY] = self
+        try:
+            self._prepare()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _prepare(self) -> None:
+        """Options and hooks of every lane; the MODELs to load; the run itself, where its wrappers find it."""
+        self.guider.model_options[KEY] = self
         self.base.set_additional_models(KEY, self.owners[1:])
         for name, lane in self.lanes.items():
             if lane.leader == name != BASE:
@@ -89,7 +97,6 @@ class Run:
                 drop_own_wrappers(lane.options)
         for owner in self.owners:
             self._register_hooks(owner)
-        return self
 
     def _conditionings(self) -> dict[str, str]:
         """Collect the conditionings by name; returns the names that stand for the sampler's own."""
@@ -134,7 +141,7 @@ class Run:
             if added.hooks:
                 register_hooks(owner, self.options(lane), added, collect_hooks(conds))
             filter_registered_hooks_on_conds(lane.conds, self.options(lane))
-        if len({c.get("hooks") for part in conds for c in part}) > 1:
+        if owner is self.base and len({c.get("hooks") for part in conds for c in part}) > 1:
             owner.hook_mode = comfy.hooks.EnumHookMode.MaxSpeed  # the host chose by its own conditionings alone
 
     def to_load(self, conds: dict[str, list]) -> dict[str, list]:

@@ -31,7 +31,7 @@ class Step:
         self.in_host_batch = False
         self.reused: set[Prediction] = set()
         used = {p for g in run.recipe.guidances for p in (g.prediction, g.reference)}
-        absent = {p for p in used if not is_active(run.processed(p) or [], timestep)}
+        absent = {p for p in used if not is_active(run.processed(p) or [], self.sigma)}
         self.zero_init = in_zero_init(run.recipe, self.sigma, run.sigmas)
         self.plan = plan(run.recipe, self.sigma, run.progress, added=True, absent=used if self.zero_init else absent)
 

@@ -144,3 +144,16 @@ def test_zero_init_leaves_the_latent(tiny, base, concept, prompts):
     first = sampled(Guider(base, negative, [all_steps]), tiny.latent(), sigmas[:4])
     start = torch.randn((1, 4, 8, 8), generator=torch.manual_seed(5)) * (1 + sigmas[0] ** 2) ** 0.5
     assert torch.allclose(first, base.model.process_latent_out(start), rtol=1e-5)
+
+
+def test_a_run_that_fails_to_start_leaves_nothing(tiny, base, concept, prompts, monkeypatch):
+    from gcfg_pack.gcfg.host import run
+    positive, negative = prompts
+    patched = apply(base, [Link(model=concept)])
+    expected = stock(patched, positive, negative, tiny.latent())
+    with monkeypatch.context() as broken:
+        broken.setattr(run.Run, "_register_hooks", lambda self, owner: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stock(patched, positive, negative, tiny.latent())
+    assert patched.get_additional_models_with_key("gcfg") == [concept]
+    assert torch.equal(stock(patched, positive, negative, tiny.latent()), expected)
