@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from .shaping import Momentum, rescale_factor, shape, zero_star_reference
 
 def combine(plan: Plan, predictions: Mapping[Prediction, Tensor], x: Tensor, sigma: float, *,
             masks: Mapping[int, Tensor] | None = None, momentum: Momentum | None = None,
-            start: Tensor | None = None) -> Tensor:
+            start: Tensor | None = None, observe: Callable[[Term, Tensor], None] | None = None) -> Tensor:
     """GCFG (arXiv 2312.08195) in denoised space: ``D = D_0 + sum_i w_i M_i shape_i(D_i - R_i)``.
 
     Args:
@@ -25,6 +25,7 @@ def combine(plan: Plan, predictions: Mapping[Prediction, Tensor], x: Tensor, sig
         masks: spatial masks by index of the guidance, broadcastable to x; none means everywhere.
         momentum: the running sums of this run; needed where a guidance has momentum.
         start: what the guidances are added to, if not the baseline (a host's own guidance result).
+        observe: called with each term and what it adds, (B, ...).
 
     With no term the result is D_0; with one term on the base model it equals classifier-free guidance to the bit.
     """
@@ -36,6 +37,8 @@ def combine(plan: Plan, predictions: Mapping[Prediction, Tensor], x: Tensor, sig
         if masks and term.index in masks:
             added = added * masks[term.index]
         denoised = denoised + added
+        if observe is not None:
+            observe(term, added)
     return denoised
 
 

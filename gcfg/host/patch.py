@@ -49,6 +49,7 @@ def apply(model: ModelPatcher, links: Sequence[Link], *, baseline_model: ModelPa
     spec = Spec(recipe, tuple(sources.models), sources.conditionings, sources.masks, performance)
     patched = model.clone()
     patched.set_additional_models(KEY, list(sources.models.values()))
+    patched.set_attachments(KEY, spec)  # for whoever asks for its trace; clones share it
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, partial(_outer_sample, spec)),
                           (WrappersMP.PREPARE_SAMPLING, _prepare_sampling),
                           (WrappersMP.SAMPLER_SAMPLE, _sampler_sample),

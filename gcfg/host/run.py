@@ -14,8 +14,9 @@ from comfy.sampler_helpers import cleanup_models, convert_cond, prepare_mask, pr
 from comfy.samplers import filter_registered_hooks_on_conds, preprocess_conds_hooks, process_conds
 
 from ..guidance import BASE, UNCONDITIONAL, Momentum, Performance, Prediction, Progress, Recipe, Reuse
+from ..guidance.trace import Trace
 from ..nulltext.rowwise import RowwiseNetwork
-from . import KEY
+from . import KEY, tracing
 from .chain import POSITIVE, fingerprint
 from .hooks import collect_hooks, register_hooks
 from .lanes import Lane, assign_lanes
@@ -35,6 +36,7 @@ class Spec:
     conditionings: dict[str, list]
     masks: dict[str, torch.Tensor]
     performance: Performance = field(default_factory=Performance)
+    trace: Trace = field(default_factory=Trace, compare=False)  # of the last run
 
 
 class Run:
@@ -164,6 +166,7 @@ class Run:
         sampling = self.guider.inner_model.model_sampling
         self.progress = Progress(sampling.percent_to_sigma, float(sampling.sigma_max))
         self.sigmas = [float(sigma) for sigma in sigmas]
+        tracing.begin(self)
         performance = self.spec.performance
         self.reuse = Reuse(performance, self.sigmas, is_flow(self.base)) if performance.reuses else None
         self.masks = {name: prepare_mask(mask, noise.shape, noise.device) for name, mask in self.spec.masks.items()}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..guidance import BASE, UNCONDITIONAL, Prediction, combine, plan
 from ..guidance.plan import in_zero_init
+from . import tracing
 from .chain import POSITIVE
 from .predict import GUIDED, UNGUIDED, Row, coverage, is_active, predict
 from .run import Run
@@ -63,7 +64,8 @@ class Step:
         for key in reused:
             rows.pop(key)
         network = self.run.networks[self.run.base]
-        found = predict(model, list(rows.values()), x, timestep, options, network, executor)
+        with self.run.spec.trace.timed(BASE, x.device):
+            found = predict(model, list(rows.values()), x, timestep, options, network, executor)
         self._keep(dict(zip(rows, found, strict=True)), reused)
         return [torch.zeros_like(x) if key is None else self.predictions[key] for key in keys]
 
@@ -84,8 +86,11 @@ class Step:
         self.in_host_batch = True
         for name in self.run.lanes:
             self._evaluate(self._missing(name), args["model_options"])
+        added: dict[int, tuple[float, Tensor]] = {}
         denoised = combine(self.plan, self.predictions, self.x, self.sigma, masks=self._masks(),
-                           momentum=self.run.momentum, start=args["denoised"])
+                           momentum=self.run.momentum, start=args["denoised"],
+                           observe=lambda term, value: added.update({term.index: (term.scale, value)}))
+        tracing.record(self, args, added)
         self._check_finite(denoised)
         self.predictions.clear()  # the options that hold this step also hold a reference to it
         return self.x if self.zero_init else denoised
@@ -108,8 +113,9 @@ class Step:
         lane = self.run.lanes[self.run.lanes[wanted[0].model].leader]
         options = base_options if lane.leader == BASE else lane.options
         device = lane.owner.load_device
-        found = predict(self.run.inner(lane), [self._row(p) for p in wanted], self.x.to(device),
-                        self.timestep.to(device), options, self.run.networks[lane.owner])
+        with self.run.spec.trace.timed(lane.leader, device):
+            found = predict(self.run.inner(lane), [self._row(p) for p in wanted], self.x.to(device),
+                            self.timestep.to(device), options, self.run.networks[lane.owner])
         self._keep({p: value.to(self.x.device) for p, value in zip(wanted, found, strict=True)})
 
     def _reusable(self, key: Hashable) -> bool:
@@ -124,11 +130,8 @@ class Step:
         if self.run.reuse is None or baseline is None:
             return
         self.reused.update(reused)
-        for p in reused:
-            self.predictions[p] = self.run.reuse.recall(p, self.sigma, baseline)
-        for p in found.keys() - {self.run.recipe.baseline}:
-            if isinstance(p, Prediction):
-                self.predictions[p] = self.run.reuse.store(p, self.sigma, found[p], baseline)
+        ours = {p: value for p, value in found.items() if isinstance(p, Prediction) and p != self.run.recipe.baseline}
+        self.predictions.update(self.run.reuse.settle(ours, reused, self.sigma, baseline))
 
     def _masks(self) -> dict[int, Tensor]:
         """Where each guidance acts: its own mask, and where its predictions exist at all."""
