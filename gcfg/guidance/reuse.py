@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,6 +97,12 @@ class Reuse:
     def recall(self, prediction: Hashable, sigma: float, baseline: Tensor) -> Tensor:
         """The prediction (B, ...) from its offset and a fresh baseline."""
         return baseline + self._size(sigma) * self._offsets[prediction].value
+
+    def settle(self, found: Mapping[Hashable, Tensor], reused: Iterable[Hashable], sigma: float,
+               baseline: Tensor) -> dict[Hashable, Tensor]:
+        """What a step uses: evaluated predictions, kept for later, and those that are reused."""
+        values = {p: self.store(p, sigma, value, baseline) for p, value in found.items()}
+        return values | {p: self.recall(p, sigma, baseline) for p in reused}
 
     def store(self, prediction: Hashable, sigma: float, value: Tensor, baseline: Tensor) -> Tensor:
         """Keep an evaluated prediction (B, ...); returns it, with samples that were not due as they would be alone."""

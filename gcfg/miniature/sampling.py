@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..guidance import Momentum, Prediction, Progress, Recipe, combine, plan
+from ..guidance import Momentum, Performance, Prediction, Progress, Recipe, Reuse, combine, plan
 
 ANGLE = math.atan(40.0)
 """The noise level as an angle, atan(sigma), runs from here to 0."""
@@ -67,25 +67,39 @@ def predict(models: Mapping[str, Model | Formula], wanted: Sequence[Prediction],
 
 
 def denoise(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Mapping[str, Tensor], x: Tensor,
-            sigma: float, momentum: Momentum) -> Tensor:
-    """The combined denoised prediction of a recipe at one noise level."""
-    step = plan(recipe, sigma, PROGRESS)
-    return combine(step, predict(models, step.all_predictions, captions, x, sigma), x, sigma, momentum=momentum)
+            sigma: float, momentum: Momentum, reuse: Reuse | None = None) -> Tensor:
+    """The combined denoised prediction of a recipe at one noise level.
+
+    Args:
+        reuse: predictions kept from other noise levels; all are evaluated if None.
+    """
+    step = plan(recipe, sigma, PROGRESS, added=reuse is not None)
+    wanted = dict.fromkeys((step.baseline, *step.predictions)) if reuse else step.all_predictions
+    reused = [p for p in wanted if p != step.baseline and reuse.ready(p, sigma)] if reuse else []
+    found = predict(models, [p for p in wanted if p not in reused], captions, x, sigma)
+    if reuse:
+        baseline = found[step.baseline]
+        others = {p: found[p] for p in wanted if p in found and p != step.baseline}
+        found |= reuse.settle(others, reused, sigma, baseline)
+    return combine(step, found, x, sigma, momentum=momentum)
 
 
 def sample(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Mapping[str, Tensor], noise: Tensor,
-           steps: int = STEPS, watch: Callable[[Tensor, float], None] | None = None) -> Tensor:
+           steps: int = STEPS, watch: Callable[[Tensor, float], None] | None = None,
+           performance: Performance | None = None) -> Tensor:
     """Pictures (B, 3, 16, 16) from unit noise (B, 3, 16, 16) by DPM-Solver++(2M) (arXiv 2211.01095), deterministic.
 
     Args:
         watch: called with x and sigma before each step.
+        performance: which evaluations to save; none if None.
     """
     sigmas = noise_levels(steps)
     x, previous, momentum = noise * sigmas[0], None, Momentum()
+    reuse = Reuse(performance, sigmas) if performance and performance.reuses else None
     for i in range(steps):
         if watch:
             watch(x, sigmas[i])
-        denoised = denoise(models, recipe, captions, x, sigmas[i], momentum)
+        denoised = denoise(models, recipe, captions, x, sigmas[i], momentum, reuse)
         step = denoised
         if previous is not None and sigmas[i + 1] > 0.0:
             h, h_last = math.log(sigmas[i] / sigmas[i + 1]), math.log(sigmas[i - 1] / sigmas[i])
@@ -96,10 +110,11 @@ def sample(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Mapp
 
 
 def sample_in_batches(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Mapping[str, Tensor],
-                      noise: Tensor, batch: int = 250, steps: int = STEPS) -> Tensor:
+                      noise: Tensor, batch: int = 250, steps: int = STEPS,
+                      performance: Performance | None = None) -> Tensor:
     """``sample`` for many pictures, a few hundred at a time so that the activations stay in the cache."""
     def part(rows: slice) -> Tensor:
         own = {name: caption[rows] if caption.ndim == 2 else caption for name, caption in captions.items()}
-        return sample(models, recipe, own, noise[rows], steps)
+        return sample(models, recipe, own, noise[rows], steps, performance=performance)
 
     return torch.cat([part(slice(i, i + batch)) for i in range(0, len(noise), batch)])
