@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -33,21 +32,8 @@ def row_adapter(clone: ModelPatcher, owner: ModelPatcher) -> RowAdapter:
     network = clone.model.diffusion_model
     if not isinstance(network, UNetModel):
         raise NotRowwise(f"{type(network).__name__} may regroup its batch")
-    added, removed, switched = defaultdict(list), defaultdict(list), []
-    for key in dict.fromkeys([*clone.patches, *owner.patches]):
-        ours, theirs = clone.patches.get(key, []), owner.patches.get(key, [])
-        common = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if not _same(a, b)),
-                      min(len(ours), len(theirs)))
-        added[key], removed[key] = ours[common:], theirs[common:]
-    for key in [k for k in added if k.endswith(f"{SWITCH}.weight") and any(_kind(p) == "set" for p in added[k])]:
-        name = key.removesuffix(".weight")
-        if _kind(added[key][-1]) != "set" or added[key][-1][1][1][0].any():
-            raise NotRowwise(f"{key} is set to something other than zero")
-        switched.append(_layer(name))
-        for patches in (added, removed):
-            patches[key] = patches[f"{name}.bias"] = []
-    biases = weights(clone, keys=[f"{name}.bias" for name in switched]) if switched else {}
-    constants = {name.removesuffix(".to_out.0"): biases[f"{name}.bias"].float() for name in switched}
+    added, removed = _differences(clone, owner)
+    constants = _constants(clone, added, removed)
     layers: dict[str, LayerDelta] = {}
     for patches, sign in ((added, 1.0), (removed, -1.0)):
         for key, entries in patches.items():
@@ -55,6 +41,38 @@ def row_adapter(clone: ModelPatcher, owner: ModelPatcher) -> RowAdapter:
                 delta = _delta(clone, key, entry)
                 _collect(layers, _layer(key.rpartition(".")[0]), delta if sign > 0 else subtracted(delta))
     return RowAdapter(layers, constants)
+
+
+def _differences(clone: ModelPatcher, owner: ModelPatcher) -> tuple[dict[str, list], dict[str, list]]:
+    """By weight, the patches that the clone has beyond those in common, and those that the owner has."""
+    added, removed = {}, {}
+    for key in dict.fromkeys([*clone.patches, *owner.patches]):
+        ours, theirs = clone.patches.get(key, []), owner.patches.get(key, [])
+        common = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if not _same(a, b)),
+                      min(len(ours), len(theirs)))
+        added[key], removed[key] = ours[common:], theirs[common:]
+    return added, removed
+
+
+def _constants(clone: ModelPatcher, added: dict[str, list], removed: dict[str, list]) -> dict[str, Tensor]:
+    """Outputs (C,) of cross-attentions that the clone switches off, by name; takes their patches out of both lists."""
+    switched = []
+    for key in [k for k, patches in added.items() if k.endswith(f"{SWITCH}.weight") and "set" in map(_kind, patches)]:
+        last = added[key][-1]
+        if _kind(last) != "set" or last[1][1][0].any():
+            raise NotRowwise(f"{key} is set to something other than zero")
+        name = key.removesuffix(".weight")
+        switched.append(_layer(name))
+        for patches in (added, removed):
+            patches.pop(key, None)
+            patches.pop(f"{name}.bias", None)
+    if not switched:
+        return {}
+    try:
+        biases = weights(clone, keys=[f"{name}.bias" for name in switched])
+    except ValueError as error:
+        raise NotRowwise(str(error)) from error
+    return {name.removesuffix(".to_out.0"): biases[f"{name}.bias"].float() for name in switched}
 
 
 def _layer(key: str) -> str:
