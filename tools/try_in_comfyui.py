@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="models folder of an installation, for the names below")
     parser.add_argument("--checkpoint", help="base checkpoint; without one a tiny random model takes its place")
     parser.add_argument("--unet", help="concept model, in diffusion_models")
+    parser.add_argument("--concept", help="concept adapter or null-text model, in concept_models")
     parser.add_argument("--lora", help="LoRA, in loras")
     parser.add_argument("--controlnet", help="ControlNet, in controlnet")
     parser.add_argument("--size", type=int, help=f"image size in pixels (tiny model: {TINY_SIZE})")
@@ -54,8 +55,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.checkpoint and not options.models:
         parser.error("--checkpoint needs --models, the folder that has checkpoints/ in it")
-    if not options.checkpoint and (options.unet or options.lora or options.controlnet):
-        parser.error("--unet, --lora and --controlnet need a --checkpoint that they fit")
+    if not options.checkpoint and (options.unet or options.concept or options.lora or options.controlnet):
+        parser.error("--unet, --concept, --lora and --controlnet need a --checkpoint that they fit")
     if options.models and not options.models.expanduser().is_dir():
         parser.error(f"--models: {options.models} is no folder")
     return options
@@ -98,7 +99,7 @@ def prepare(base: Path, options: argparse.Namespace, chosen: dict[str, dict]) ->
     extra = []
     if options.checkpoint:
         extra = ["--extra-model-paths-config", str(_point_to(base, options.models.expanduser().resolve()))]
-        models = ModelFiles(options.checkpoint, options.unet, options.lora, options.controlnet)
+        models = ModelFiles(options.checkpoint, options.unet, options.lora, options.controlnet, options.concept)
         size, steps = options.size, options.steps
     else:
         models = write_models(base / "models")

@@ -53,6 +53,12 @@ _FROM_API = """async ([workflow, name, spacing, roomy, wordy]) => {
     return app.graph.serialize()
 }"""
 
+_SET_INPUTS = """(workflow) => {
+    for (const [id, { inputs }] of Object.entries(workflow))
+        for (const widget of app.graph.getNodeById(Number(id)).widgets ?? [])
+            if (widget.name in inputs && !Array.isArray(inputs[widget.name])) widget.value = inputs[widget.name]
+}"""
+
 _FIT = """async ([width, height, margin]) => {
     const boxes = (app.graph.nodes ?? app.graph._nodes).map((node) => [...node.boundingRect ?? node.getBounding()])
     const left = Math.min(...boxes.map((b) => b[0])), top = Math.min(...boxes.map((b) => b[1]))
@@ -123,6 +129,10 @@ class Frontend:
     def to_api(self) -> dict:
         """The open workflow in API format, as the frontend would queue it."""
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def set_inputs(self, workflow: dict) -> None:
+        """Give the open workflow's widgets the values of a workflow in API format with the same node numbers."""
+        self.page.evaluate(_SET_INPUTS, workflow)
 
     def missing_nodes(self) -> list[str]:
         """The node types of the open workflow that the server does not have."""

@@ -26,17 +26,20 @@ class ModelFiles(NamedTuple):
     unet: str
     lora: str
     controlnet: str
+    concept: str = ""
 
 
 def write_models(models: Path, seed: int = 0) -> ModelFiles:
-    """Write a base checkpoint, a concept UNet, a LoRA and a ControlNet into the folder ``models`` of a host.
+    """Write a base checkpoint and models that fit it into the folder ``models`` of a host.
 
     Base: UNet, CLIP-L and autoencoder (CheckpointLoaderSimple). Concept: a UNet of the same architecture with other
     weights (UNETLoader). LoRA: for the UNet's attention (LoraLoader). ControlNet: for the UNet (ControlNetLoader).
+    Concept adapter: low-rank weights and null-text features for the UNet (GCFGLoadConceptModel).
     """
-    names = ModelFiles("tiny_sd15.ckpt", "tiny_concept.ckpt", "tiny_lora.safetensors", "tiny_control.pth")
-    folders = ("checkpoints", "diffusion_models", "loras", "controlnet")
-    contents = (checkpoint(seed), unet(seed + 1), lora(seed + 2), controlnet(seed + 3))
+    names = ModelFiles("tiny_sd15.ckpt", "tiny_concept.ckpt", "tiny_lora.safetensors", "tiny_control.pth",
+                       "tiny_adapter.safetensors")
+    folders = ("checkpoints", "diffusion_models", "loras", "controlnet", "concept_models")
+    contents = (checkpoint(seed), unet(seed + 1), lora(seed + 2), controlnet(seed + 3), adapter(seed + 4))
     for folder, name, weights in zip(folders, names, contents, strict=True):
         path = models / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +91,20 @@ def lora(seed: int, rank: int = 4) -> dict[str, torch.Tensor]:
             weights[f"{key}.lora_up.weight"] = draw(f"{key}.up", (shape[0], rank), seed)
             weights[f"{key}.lora_down.weight"] = draw(f"{key}.down", (rank, shape[1]), seed)
             weights[f"{key}.alpha"] = torch.tensor(float(rank))
+    return weights
+
+
+def adapter(seed: int, rank: int = 4) -> dict[str, torch.Tensor]:
+    """A concept adapter for ``unet``: low rank on every self-attention, a constant for every cross-attention."""
+    weights = {}
+    for name, shape in shapes.unet().items():
+        layer = name.removesuffix(".weight")
+        if ".attn1" in name and len(shape) == 2:
+            weights[f"{layer}.up"] = draw(f"{layer}.up", (shape[0], rank), seed)
+            weights[f"{layer}.down"] = draw(f"{layer}.down", (rank, shape[1]), seed)
+        elif layer.endswith(".attn2.to_out.0") and len(shape) == 2:
+            feature = f"{layer.removesuffix('.to_out.0')}.null_text_feature"
+            weights[feature] = draw(feature, (1, 1, shape[0]), seed)
     return weights
 
 

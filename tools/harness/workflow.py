@@ -9,12 +9,13 @@ from PIL import Image
 
 from .files import ModelFiles
 
-# The input of a stock loader node that names a file, and the field of ``ModelFiles`` that takes its place.
+# The input of a loader node that names a file, and the field of ``ModelFiles`` that takes its place.
 _LOADERS = {
     "ckpt_name": "checkpoint",
     "unet_name": "unet",
     "lora_name": "lora",
     "control_net_name": "controlnet",
+    "concept_name": "concept",
 }
 _IMAGE_NODES = ("LoadImage", "LoadImageMask", "LoadImageOutput")
 
@@ -49,6 +50,7 @@ def stock(prompt: str = "a cat", seed: int = 1) -> dict:
 def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int | None = None) -> dict:
     """A copy that loads ``files`` and, where given, makes images of ``size`` pixels in ``steps`` steps.
 
+    Fewer steps also mean that a conversion measures on one latent only.
     An empty name in ``files`` keeps the file that the workflow names.
     """
     adapted = copy.deepcopy(workflow)
@@ -61,6 +63,8 @@ def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int
             inputs["width"] = inputs["height"] = size
         if steps is not None and _is_number(inputs.get("steps")):
             _shorten(inputs, steps)
+        if steps is not None and _is_number(inputs.get("samples")):
+            inputs["samples"] = 1
     return adapted
 
 
