@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .plan import Plan, Term
 from .recipe import Prediction
-from .shaping import Momentum, rescale_factor, shape, zero_star_reference
+from .shaping import Momentum, project, rescale_factor, shape, zero_star_reference
 
 
 def combine(plan: Plan, predictions: Mapping[Prediction, Tensor], x: Tensor, sigma: float, *,
@@ -47,11 +47,14 @@ def contribution(term: Term, plan: Plan, predictions: Mapping[Prediction, Tensor
     """What one guidance adds, without its mask: ``w shape(D - R)`` plus the shift of the reference, if any."""
     guidance, shaping = term.guidance, term.guidance.shaping
     prediction, reference = predictions[guidance.prediction], predictions[guidance.reference]
-    if shaping.is_neutral:
+    if shaping.is_neutral and guidance.perpendicular_to is None:
         return (prediction - reference) * term.scale
 
     origin = zero_star_reference(x, prediction, reference) if shaping.zero_star else reference
     delta = prediction - origin
+    if guidance.perpendicular_to is not None:
+        towards, measured_from = (predictions[p] for p in guidance.perpendicular_to)
+        delta = project(delta, towards - measured_from)[1]
     if shaping.momentum != 0.0:
         delta = momentum.update(term.index, sigma, delta, shaping.momentum)
     baseline = predictions[plan.baseline] if shaping.norm_limit > 0 else None

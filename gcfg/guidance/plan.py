@@ -52,7 +52,7 @@ def plan(recipe: Recipe, sigma: float, progress: Progress, *, added: bool = Fals
         absent: predictions that do not exist at this noise level; guidances that would use them have no effect.
     """
     terms = tuple(Term(i, g, scale) for i, g in enumerate(recipe.guidances)
-                  if g.prediction != g.reference and g.prediction not in absent and g.reference not in absent
+                  if g.prediction != g.reference and not any(p in absent for p in g.uses)
                   and (scale := scale_at(g, sigma, progress)) != 0.0)
     baseline = recipe.baseline
     weight = sum(t.scale * ((t.guidance.reference == baseline) - (t.guidance.prediction == baseline)) for t in terms)
@@ -60,7 +60,7 @@ def plan(recipe: Recipe, sigma: float, progress: Progress, *, added: bool = Fals
     needed: dict[Prediction, None] = {}
     for term in terms:
         g = term.guidance
-        uses = [g.prediction, g.reference, *([baseline] if g.shaping.norm_limit > 0 else [])]
+        uses = [*g.uses, *([baseline] if g.shaping.norm_limit > 0 else [])]
         needed.update(dict.fromkeys(p for p in uses if not (cancels and p == baseline)))
     return Plan(terms, tuple(needed), baseline, cancels)
 

@@ -38,6 +38,8 @@ class Guidance:
         shaping: what happens to the difference before it is added; the neutral shaping changes nothing.
         mask: name of a spatial mask, or None for the whole picture.
         name: how plots and errors call the guidance.
+        perpendicular_to: a difference (prediction, reference), usually that of another guidance: the part along it is
+            taken out first, as Perp-Neg does (arXiv 2304.04968).
 
     Raises:
         ValueError: the scale is not finite or the window is not within 0..1.
@@ -52,6 +54,7 @@ class Guidance:
     shaping: Shaping = field(default_factory=Shaping)
     mask: str | None = None
     name: str = ""
+    perpendicular_to: tuple[Prediction, Prediction] | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
@@ -66,9 +69,14 @@ class Guidance:
         return self.name or f"{self.prediction.model} / {self.prediction.conditioning}"
 
     @property
+    def uses(self) -> tuple[Prediction, ...]:
+        """The predictions that it is computed from."""
+        return self.prediction, self.reference, *(self.perpendicular_to or ())
+
+    @property
     def is_linear(self) -> bool:
         """True if the term is a plain multiple of the difference, everywhere in the picture."""
-        return self.mask is None and self.shaping.is_neutral
+        return self.mask is None and self.perpendicular_to is None and self.shaping.is_neutral
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,8 @@ class Recipe:
         def rename(p: Prediction) -> Prediction:
             return Prediction(models.get(p.model, p.model), conditionings.get(p.conditioning, p.conditioning))
 
-        guidances = (replace(g, prediction=rename(g.prediction), reference=rename(g.reference))
-                     for g in self.guidances)
+        guidances = (replace(g, prediction=rename(g.prediction), reference=rename(g.reference), perpendicular_to=(
+            g.perpendicular_to and tuple(map(rename, g.perpendicular_to)))) for g in self.guidances)
         return Recipe(tuple(guidances), rename(self.baseline))
 
     def to_dict(self) -> dict:
@@ -104,5 +112,7 @@ class Recipe:
             entry["reference"] = Prediction(**entry.get("reference", {}))
             entry["schedule"] = Schedule(**entry.get("schedule", {}))
             entry["shaping"] = Shaping(**entry.get("shaping", {}))
+            if entry.get("perpendicular_to"):
+                entry["perpendicular_to"] = tuple(Prediction(**p) for p in entry["perpendicular_to"])
             guidances.append(Guidance(**entry))
         return cls(tuple(guidances), Prediction(**data.get("baseline", {})))

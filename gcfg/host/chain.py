@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ class Link:
     """One guidance of a chain (socket type GCFG_GUIDANCE: a tuple of links), with real models and conditionings.
 
     ``None`` stands for the sampler's own: its base model, its unconditional (negative) conditioning.
+    ``perpendicular_to`` is another guidance, of this chain or not: the part along its difference is taken out.
     """
 
     model: ModelPatcher | None = None
@@ -36,6 +37,7 @@ class Link:
     schedule: Schedule = field(default_factory=Schedule)
     shaping: Shaping = field(default_factory=Shaping)
     name: str = ""
+    perpendicular_to: Link | None = None
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,37 @@ def compile_chain(base: ModelPatcher, links: Sequence[Link], *, baseline_model: 
         label = link.name or f"Guidance {number}"
         prediction = compiler.prediction(link.model, link.conditioning, label, used=link.scale != 0)
         if link.scale != 0:
-            reference = {"unconditional": baseline, "previous guidance": previous}.get(link.reference)
-            if link.reference == "custom":
-                reference = compiler.prediction(link.reference_model, link.reference_conditioning,
-                                                f"{label}, reference")
+            reference, across, other = compiler.reference(link, baseline, previous, label), None, link.perpendicular_to
+            if other is not None:
+                across = (compiler.prediction(other.model, other.conditioning, label),
+                          compiler.reference(other, baseline, None, label))
             guidances.append(Guidance(prediction, reference, link.scale, link.start, link.end, link.schedule,
-                                      link.shaping, compiler.mask(link.mask), label))
+                                      link.shaping, compiler.mask(link.mask), label, across))
         previous = prediction
     recipe = Recipe(tuple(guidances), baseline)
-    used = {p.model for g in guidances for p in (g.prediction, g.reference)} | {baseline.model}
+    used = {p.model for g in guidances for p in g.uses} | {baseline.model}
     models = {name: patcher for name, patcher in compiler.models.items() if name in used}
     return recipe, Sources(models, compiler.conditionings, compiler.masks)
+
+
+def chain_of(recipe: Recipe, models: Mapping[str, ModelPatcher], conditionings: Mapping[str, list]) -> tuple[Link, ...]:
+    """The chain that :func:`compile_chain` turns into a recipe, up to names.
+
+    Args:
+        recipe: measured from the sampler's own unconditional prediction.
+        models, conditionings: what its names stand for, but ``BASE`` and ``UNCONDITIONAL``.
+    """
+    def sides(prediction: Prediction, reference: Prediction) -> dict:
+        own = reference == recipe.baseline
+        return dict(model=models.get(prediction.model), conditioning=conditionings.get(prediction.conditioning),
+                    reference="unconditional" if own else "custom",
+                    reference_model=None if own else models.get(reference.model),
+                    reference_conditioning=None if own else conditionings.get(reference.conditioning))
+
+    return tuple(Link(**sides(g.prediction, g.reference), scale=g.scale, start=g.start, end=g.end, schedule=g.schedule,
+                      shaping=g.shaping, name=g.label,
+                      perpendicular_to=Link(**sides(*g.perpendicular_to)) if g.perpendicular_to else None)
+                 for g in recipe.guidances)
 
 
 class _Compiler:
@@ -99,6 +121,15 @@ class _Compiler:
             check_conditioning(patcher, conditioning, label)
         text = UNCONDITIONAL if conditioning is None else self._conditioning(conditioning)
         return Prediction(self._model(patcher), text)
+
+    def reference(self, link: Link, baseline: Prediction, previous: Prediction | None, label: str) -> Prediction:
+        if link.reference == "custom":
+            return self.prediction(link.reference_model, link.reference_conditioning, f"{label}, reference")
+        reference = {"unconditional": baseline, "previous guidance": previous}[link.reference]
+        if reference is None:
+            raise ValueError(f"{label}: the guidance that it is perpendicular to must not be measured from a previous "
+                             "one; give that a custom reference.")
+        return reference
 
     def _model(self, patcher: ModelPatcher) -> str:
         name = self._names.setdefault(id(patcher), f"model {len(self.models) + 1}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -43,8 +43,7 @@ def apply(model: ModelPatcher, links: Sequence[Link], *, baseline_model: ModelPa
     conditionings = [c for link in links for c in (link.conditioning, link.reference_conditioning) if c is not None]
     if collect_hooks(map(convert_cond, conditionings)).hooks:
         model, baseline_model = for_hooks(model), for_hooks(baseline_model)
-        links = [replace(link, model=for_hooks(link.model), reference_model=for_hooks(link.reference_model))
-                 for link in links]
+        links = [replaced(link, for_hooks) for link in links]
     recipe, sources = compile_chain(model, links, baseline_model=baseline_model, previous=previous)
     spec = Spec(recipe, tuple(sources.models), sources.conditionings, sources.masks, performance)
     patched = model.clone()
@@ -57,6 +56,13 @@ def apply(model: ModelPatcher, links: Sequence[Link], *, baseline_model: ModelPa
                           (WrappersMP.CALC_COND_BATCH, _calc_cond_batch)):
         patched.add_wrapper_with_key(kind, KEY, wrapper)
     return patched
+
+
+def replaced(link: Link, change: Callable[[ModelPatcher | None], ModelPatcher | None]) -> Link:
+    """A link whose MODELs are changed."""
+    other = link.perpendicular_to
+    return replace(link, model=change(link.model), reference_model=change(link.reference_model),
+                   perpendicular_to=other and replaced(other, change))
 
 
 def within(link: Link, model: ModelPatcher, performance: Performance) -> Link:

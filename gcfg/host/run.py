@@ -118,7 +118,7 @@ class Run:
 
     def _ask_lanes(self) -> None:
         """Give each lane its own copy of the conditionings that the recipe asks it for."""
-        used = [(p, g.label) for g in self.recipe.guidances for p in (g.prediction, g.reference)]
+        used = [(p, g.label) for g in self.recipe.guidances for p in g.uses]
         if self.recipe.baseline.model != BASE:
             used.append((self.recipe.baseline, "baseline_model"))
         for prediction, label in used:

@@ -31,7 +31,7 @@ class Step:
         self.predictions: dict[Hashable, Tensor] = {}
         self.in_host_batch = False
         self.reused: set[Prediction] = set()
-        used = {p for g in run.recipe.guidances for p in (g.prediction, g.reference)}
+        used = {p for g in run.recipe.guidances for p in g.uses}
         absent = {p for p in used if not is_active(run.processed(p) or [], self.sigma)}
         self.zero_init = in_zero_init(run.recipe, self.sigma, run.sigmas)
         self.plan = plan(run.recipe, self.sigma, run.progress, added=True, absent=used if self.zero_init else absent)
@@ -139,7 +139,7 @@ class Step:
         for term in self.plan.terms:
             g = term.guidance
             parts = [self.run.masks[g.mask]] if g.mask is not None else []
-            for p in {g.prediction, g.reference} - {self.run.recipe.baseline}:
+            for p in {*g.uses} - {self.run.recipe.baseline}:
                 parts += [c for c in [coverage(self.run.processed(p), self.x, self.timestep)] if c is not None]
             if parts:
                 masks[term.index] = torch.stack(torch.broadcast_tensors(*parts)).prod(dim=0)
@@ -149,7 +149,7 @@ class Step:
         if torch.isfinite(denoised).all():
             return
         bad = {p for p, value in self.predictions.items() if isinstance(p, Prediction) and not value.isfinite().all()}
-        users = [f"'{g.label}'" for g in self.run.recipe.guidances if {g.prediction, g.reference} & bad]
+        users = [f"'{g.label}'" for g in self.run.recipe.guidances if bad.intersection(g.uses)]
         users += [f"the {p.conditioning} prediction of the base model" for p in bad if p.model == BASE
                   and p.conditioning in (POSITIVE, UNCONDITIONAL)]
         raise RuntimeError(f"NaN or infinity at noise level {self.sigma:.4g} from {', '.join(users) or 'the sum'}. "

@@ -22,10 +22,10 @@ def begin(run) -> None:
         first = getattr(run.guider, "first", None)
         own = first if isinstance(first, Guidance) else Guidance(Prediction(BASE, POSITIVE), name="positive (cfg)")
         guidances = {HOST: own, **guidances}
-    used = {p for g in guidances.values() for p in (g.prediction, g.reference)} | {run.recipe.baseline}
+    used = {p for g in guidances.values() for p in g.uses} | {run.recipe.baseline}
     names = {BASE: BASE}
     for g in guidances.values():
-        for p in (g.prediction, g.reference):
+        for p in g.uses:
             names.setdefault(run.lanes[p.model].leader, f"model of {g.label}")
     run.spec.trace.begin(guidances, run.progress, len(used), names)
 
