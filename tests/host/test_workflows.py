@@ -2,6 +2,8 @@
 
 import io
 import json
+import urllib.parse
+import urllib.request
 
 import pytest
 from PIL import Image
@@ -44,6 +46,14 @@ def test_ksampler_and_patched_model_make_the_same_image(server):
     assert ours.tobytes() == patched.tobytes()
 
 
+def test_the_template_browser_lists_them_with_thumbnails(server):
+    assert sorted(server.request("/api/workflow_templates")["gcfg"]) == TITLES
+    for title in TITLES:
+        path = f"{server.url}/api/workflow_templates/gcfg/{urllib.parse.quote(title)}"
+        assert json.loads(fetch(f"{path}.json"))["nodes"]
+        assert Image.open(io.BytesIO(fetch(f"{path}.jpg"))).width == 480
+
+
 @pytest.mark.browser
 def test_open_and_run_in_the_frontend(server):
     with browse(server) as frontend:
@@ -53,7 +63,25 @@ def test_open_and_run_in_the_frontend(server):
             assert canonical(frontend.to_api()) == canonical(read(title)), title
             frontend.set_inputs(tiny(server, title))
             assert frontend.run()["kind"] == "execution_success", title
+        assert bypassed(frontend, "Several Guidances", "Towards minimalist") == {"Away from clutter"}
         assert frontend.errors == []
+
+
+def bypassed(frontend, title, node):
+    """The guidances that are left in a workflow whose node ``node`` is bypassed, each connected to something."""
+    graph = json.loads((PACK / "workflows" / f"{title}.json").read_text())
+    (chosen,) = (entry for entry in graph["nodes"] if entry.get("title") == node)
+    chosen["mode"] = 4
+    frontend.load(graph)
+    api = frontend.to_api()
+    linked = [value[0] for entry in api.values() for value in entry["inputs"].values() if isinstance(value, list)]
+    assert str(chosen["id"]) not in linked
+    return {api[key]["_meta"]["title"] for key in linked if api[key]["class_type"] == "GCFGGuidance"}
+
+
+def fetch(url):
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return answer.read()
 
 
 def canonical(api):
