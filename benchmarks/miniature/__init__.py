@@ -1,0 +1,1 @@
+"""The paper's comparison in miniature: fidelity against control, measured on tiny models. See README.md."""
