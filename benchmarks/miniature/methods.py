@@ -51,4 +51,5 @@ def remedies() -> list[Method]:
 
 
 def every_method() -> list[Method]:
+    """The comparison and the remedies."""
     return [*comparison(), *remedies()]
