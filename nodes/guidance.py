@@ -45,21 +45,23 @@ class GCFGGuidance(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip="Where the guidance acts; nothing changes outside."),
                 ScheduleSocket.Input("schedule", optional=True, tooltip="Scale over sampling progress."),
                 ShapingSocket.Input("shaping", optional=True, tooltip="Projection, norm limit, momentum, rescale."),
+                io.String.Input("name", default="", optional=True, tooltip=(
+                    "How Inspect Guidance and error messages call it. Numbered if empty.")),
             ],
             outputs=[GuidanceSocket.Output(display_name="guidance", tooltip="The chain, this guidance at its end.")],
         )
 
     @classmethod
     def execute(cls, scale, start_percent, end_percent, reference, guidance=(), model=None, conditioning=None,
-                reference_model=None, reference_conditioning=None, mask=None, schedule=None,
-                shaping=None) -> io.NodeOutput:
+                reference_model=None, reference_conditioning=None, mask=None, schedule=None, shaping=None,
+                name="") -> io.NodeOutput:
         if reference != "custom" and (reference_model is not None or reference_conditioning is not None):
             raise ValueError("Reference inputs are connected but not used; set 'reference' to 'custom'.")
         if start_percent > end_percent:
             raise ValueError(f"start_percent {start_percent} lies after end_percent {end_percent}; exchange them.")
         return io.NodeOutput((*guidance, Link(
             model, conditioning, scale, start_percent, end_percent, reference, reference_model,
-            reference_conditioning, mask, schedule or Schedule(), shaping or Shaping())))
+            reference_conditioning, mask, schedule or Schedule(), shaping or Shaping(), name.strip())))
 
 
 class GCFGSchedule(io.ComfyNode):

@@ -25,9 +25,20 @@ def sample(model, concept_model, positive, negative, latent_image, seed, steps, 
     D = D_0 + concept_scale (D_concept - D_0) + control_scale (D_base(positive) - D_0) with D_0 = D_base(negative),
     and the guidances of the chain.
     """
+    model = with_guidances(model, concept_model, concept_scale, guidance, performance)
+    return sample_stock(model, positive, negative, latent_image, seed, steps, control_scale, sampler_name, scheduler,
+                        **options)
+
+
+def with_guidances(model, concept_model, concept_scale, guidance, performance):
+    """The model with the concept guidance and the chain; itself if there is neither."""
     links = concept_chain(concept_model, concept_scale, guidance)
-    if links:
-        model = apply(model, links, performance=performance)
+    return apply(model, links, performance=performance) if links else model
+
+
+def sample_stock(model, positive, negative, latent_image, seed, steps, control_scale, sampler_name, scheduler,
+                 **options):
+    """The host's KSampler, with the control scale as its cfg."""
     if control_scale == 0.0:  # the host then predicts the unconditional alone
         positive, control_scale = negative, 1.0
     return common_ksampler(model, seed, steps, control_scale, sampler_name, scheduler, positive, negative,

@@ -28,7 +28,7 @@ def classifier_free(scale: float) -> Recipe:
 
 
 def composable(scales: Mapping[str, float]) -> Recipe:
-    """Composable diffusion (arXiv 2206.01714, equations 11 and 13): AND, and NOT with a negative scale.
+    """Composable diffusion (arXiv 2206.01714, conjunction and negation): AND, and NOT with a negative scale.
 
     ``D = D_0 + sum_i scale_i (D(c_i) - D_0)``
 
@@ -62,7 +62,7 @@ def perp_neg(scale: float, negative_scales: Mapping[str, float]) -> Recipe:
 
 
 def autoguidance(scale: float) -> Recipe:
-    """AutoGuidance (arXiv 2406.02507, equation 2): a worse version of the model under the same prompt as reference.
+    """AutoGuidance (arXiv 2406.02507): a worse version of the model under the same prompt as reference.
 
     ``D = D(weak, c) + scale (D(c) - D(weak, c))``; 1 is the model alone, 2 is usual.
     """
@@ -71,7 +71,7 @@ def autoguidance(scale: float) -> Recipe:
 
 
 def perturbed_attention(scale: float, text_scale: float = 1.0) -> Recipe:
-    """Perturbed-attention guidance (arXiv 2403.17377, equation 15), beside classifier-free guidance (equation 17).
+    """Perturbed-attention guidance (arXiv 2403.17377), beside classifier-free guidance.
 
     ``D = D_0 + text_scale (D(c) - D_0) + scale (D(c) - D(perturbed, c))``; text_scale 1 is without the latter.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider, sampling_function
@@ -31,6 +32,7 @@ class Guider(CFGGuider):
 
     def __init__(self, model: ModelPatcher, negative: list, links: Sequence[Link],
                  baseline_model: ModelPatcher | None = None, performance: Performance | None = None):
+        links = [replace(link, name=link.name or f"Guidance {n}") for n, link in enumerate(links, start=1)]
         first = links[0] if links and is_plain(links[0], model) else None
         rest = links[1:] if first else links
         super().__init__(apply(model, rest, baseline_model=baseline_model, performance=performance,
@@ -38,7 +40,7 @@ class Guider(CFGGuider):
         check_conditioning(model, negative, "negative")
         positive, self.first = negative, None
         if first:
-            check_conditioning(model, first.conditioning, first.name or "Guidance 1")
+            check_conditioning(model, first.conditioning, first.name)
             positive = first.conditioning
             self.first = Guidance(SAMPLER_POSITIVE, scale=first.scale, start=first.start, end=first.end,
                                   schedule=first.schedule, name=first.name)
@@ -58,4 +60,4 @@ class Guider(CFGGuider):
 def is_plain(link: Link, model: ModelPatcher) -> bool:
     """True for a guidance that the host's own classifier-free guidance on this model computes."""
     return (link.scale != 0.0 and link.conditioning is not None and link.model in (None, model) and link.mask is None
-            and link.reference != "custom" and link.shaping == type(link.shaping)())
+            and link.reference != "custom" and link.shaping == type(link.shaping)() and link.perpendicular_to is None)
