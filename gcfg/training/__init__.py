@@ -1,0 +1,1 @@
+"""Training of concept models: objectives, data, loop, resumable state. Plain torch, no host."""

@@ -1,0 +1,64 @@
+"""LoRA on every linear and convolution layer of a network (arXiv 2106.09685), trained directly and exported exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..nulltext.adapter import Adapter
+from .randomness import generator
+
+
+class LowRank:
+    """Pairs y = W x + up (down x), added to a frozen network by hooks.
+
+    ``up`` (out, rank) starts at zero, ``down`` (rank, in, *kernel) as a layer of that shape would.
+
+    Args:
+        network: is frozen; its linear and 2-d convolution layers get pairs.
+        rank: of every pair, at most what the layer has.
+        seed: of the initial values.
+    """
+
+    def __init__(self, network: nn.Module, rank: int, seed: int):
+        network.requires_grad_(False)
+        self.pairs: dict[str, nn.Parameter] = {}
+        self._handles = []
+        layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        for name, layer in layers:
+            weight = layer.weight
+            size = min(rank, weight.shape[0], weight[0].numel())
+            down = torch.empty((size, *weight.shape[1:]))
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator(seed, "LoRA", name))
+            self.pairs[f"{name}/up"] = nn.Parameter(torch.zeros((weight.shape[0], size), device=weight.device))
+            self.pairs[f"{name}/down"] = nn.Parameter(down.to(weight.device))
+            self._handles.append(layer.register_forward_hook(self._adding(name)))
+
+    def _adding(self, name: str):
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x, up, down = args[0], self.pairs[f"{name}/up"], self.pairs[f"{name}/down"]
+            if not torch.is_autocast_enabled(x.device.type):
+                up, down = up.to(x.dtype), down.to(x.dtype)
+            if isinstance(layer, nn.Conv2d):
+                low = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
+                return output + F.conv2d(low, up[:, :, None, None])
+            return output + F.linear(F.linear(x, down), up)
+        return hook
+
+    def detach(self) -> None:
+        """Leave the network as it was."""
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def to_adapter(pairs: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Adapter:
+    """The adapter of trained pairs ("<layer>/up", "<layer>/down"), float32 on the CPU."""
+    layers = [name.removesuffix("/up") for name in pairs if name.endswith("/up")]
+    def plain(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", torch.float32, copy=True)
+    return Adapter({layer: (plain(pairs[f"{layer}/up"]), plain(pairs[f"{layer}/down"])) for layer in layers}, {},
+                   {block: plain(feature) for block, feature in features.items()})

@@ -1,0 +1,107 @@
+"""Optimizers for weights in float32 or bfloat16, one weight at a time.
+
+Every weight has an optimizer of its own, so that a step needs the float32 form of one weight only, and a fused backward
+pass can update a weight as soon as its gradient is there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .randomness import seed_of
+
+
+def has_8_bit() -> bool:
+    """True if bitsandbytes is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def make(kind: str, parameter: nn.Parameter, weight_decay: float) -> torch.optim.Optimizer:
+    """The optimizer of one weight; its rate is set before every step.
+
+    Args:
+        kind: "adamw" (arXiv 1711.05101), "adamw 8-bit" (arXiv 2110.02861) or "adafactor" (arXiv 1804.04235).
+        parameter: float32.
+    """
+    if kind == "adamw":
+        return torch.optim.AdamW([parameter], lr=0.0, weight_decay=weight_decay, fused=True)
+    if kind == "adafactor":  # with eps2 = 1 the rate is absolute, as AdamW's is, not relative to the weight's size
+        return torch.optim.Adafactor([parameter], lr=0.0, weight_decay=weight_decay, eps=(None, 1.0))
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ImportError("8-bit AdamW needs the package bitsandbytes, which is not installed: pip install "
+                          "bitsandbytes, or choose the optimizer 'adamw' or 'adafactor'.") from error
+    return bitsandbytes.optim.AdamW8bit([parameter], lr=0.0, weight_decay=weight_decay)
+
+
+def stochastic_round(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Float32 to bfloat16, up or down with the probability that keeps the mean (arXiv 2010.06192, section 3).
+
+    Rounding to the nearest loses updates below 1/256 of a weight, which at a rate of 1e-5 are most of them.
+    """
+    bits = values.contiguous().view(torch.int32)
+    noise = torch.randint(0, 1 << 16, bits.shape, generator=generator, dtype=torch.int32, device=bits.device)
+    return ((bits + noise) & -0x10000).view(torch.float32).to(torch.bfloat16)
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Euclidean norm over all gradients, float32."""
+    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+class Optimizer:
+    """Steps over named weights; deterministic for its seed and the number of the step.
+
+    Args:
+        parameters: float32 or bfloat16.
+        kind, weight_decay: see ``make``.
+        seed: of the stochastic rounding.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], kind: str, weight_decay: float, seed: int):
+        self.parameters, self.seed = parameters, seed
+        self.masters = {name: p if p.dtype == torch.float32 else nn.Parameter(torch.empty(0, device=p.device))
+                        for name, p in parameters.items()}
+        self.optimizers = {name: make(kind, master, weight_decay) for name, master in self.masters.items()}
+
+    def step(self, number: int, rate: float) -> None:
+        """Update all weights by their gradients, and drop the gradients."""
+        for name in self.parameters:
+            self.step_one(name, number, rate)
+
+    @torch.no_grad()
+    def step_one(self, name: str, number: int, rate: float) -> None:
+        """Update one weight by its gradient, and drop the gradient."""
+        parameter, master, optimizer = self.parameters[name], self.masters[name], self.optimizers[name]
+        if parameter.grad is None:
+            return
+        optimizer.param_groups[0]["lr"] = rate
+        if master is parameter:
+            optimizer.step()
+        else:
+            master.data, master.grad = parameter.float(), parameter.grad.float()
+            optimizer.step()
+            generator = torch.Generator(parameter.device).manual_seed(seed_of(self.seed, "round", number, name))
+            parameter.copy_(stochastic_round(master.data, generator))
+            master.data, master.grad = torch.empty(0, device=parameter.device), None
+        parameter.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state by "<weight>/<value>", live."""
+        return {f"{name}/{key}": torch.as_tensor(value) for name, optimizer in self.optimizers.items()
+                for key, value in optimizer.state.get(self.masters[name], {}).items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``tensors`` gave."""
+        for full, value in tensors.items():
+            name, _, key = full.rpartition("/")
+            parameter = self.parameters[name]
+            moved = value if key == "step" and value.device.type == "cpu" and parameter.device.type == "cpu" else \
+                value.to(parameter.device)
+            self.optimizers[name].state[self.masters[name]][key] = moved.clone()

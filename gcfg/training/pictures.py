@@ -1,0 +1,110 @@
+"""Pictures from files: which can be trained on, and how they are cut to a size that the model likes."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jfif"}
+STEP = 64
+"""Sides of buckets are multiples of this many pixels."""
+LARGEST = 100_000_000
+"""Pixels of the largest picture that is opened."""
+SMALLEST = 0.5
+"""The shorter side must be at least this part of what is cut from it: more enlarging would teach blur."""
+WIDEST = 2.5
+"""Largest aspect ratio of a bucket."""
+
+
+class BadPicture(ValueError):
+    """A picture that cannot be trained on; the message says why."""
+
+
+def files(folder: str | Path) -> list[Path]:
+    """All files below a folder, sorted, hidden ones left out.
+
+    Raises:
+        ValueError: there is no such folder, or nothing is in it.
+    """
+    root = Path(folder).expanduser()
+    if not str(folder).strip() or not root.is_dir():
+        raise ValueError(f"there is no folder '{folder}'; give the folder with the pictures of your concept.")
+    found = sorted(path for path in root.rglob("*") if path.is_file()
+                   and not any(part.startswith(".") for part in path.relative_to(root).parts))
+    if not found:
+        raise ValueError(f"the folder '{folder}' is empty; put the pictures of your concept into it.")
+    return found
+
+
+def buckets(resolution: int) -> list[tuple[int, int]]:
+    """Sizes (height, width) of at most the area resolution^2, in steps of 64 pixels, for aspect ratios up to 2.5."""
+    sizes = set()
+    for side in range(STEP, 2 * resolution + 1, STEP):
+        other = resolution**2 // side // STEP * STEP
+        if other and max(side, other) <= WIDEST * min(side, other):
+            sizes |= {(side, other), (other, side)}
+    return sorted(sizes | {(resolution, resolution)})
+
+
+def size_for(height: int, width: int, resolution: int, square: bool) -> tuple[int, int]:
+    """The size to cut a picture to: the square, or the bucket of the nearest aspect ratio, the largest of equals."""
+    if square:
+        return resolution, resolution
+    ratio = np.log(width / height)
+    return min(buckets(resolution), key=lambda size: (abs(np.log(size[1] / size[0]) - ratio), -size[0] * size[1]))
+
+
+def load(path: Path, resolution: int, square: bool) -> Tensor:
+    """A picture (H, W, 3) in [0, 1], upright, scaled to cover its size, cut from the middle; BadPicture if unusable.
+
+    Transparent parts become white.
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise BadPicture("no picture file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                check(picture)
+                height, width = size_for(*upright_size(picture), resolution, square)
+                if min(upright_size(picture)) < SMALLEST * min(height, width):
+                    raise BadPicture(f"too small ({picture.width} x {picture.height} for {width} x {height})")
+                plain = eight_bit(ImageOps.exif_transpose(picture))
+        cut = ImageOps.fit(plain, (width, height), Image.Resampling.LANCZOS)
+    except BadPicture:
+        raise
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise BadPicture(f"damaged or unreadable ({type(error).__name__})") from error
+    return torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255.0)
+
+
+def check(picture: Image.Image) -> None:
+    """Refuse, before any pixel is read, what is animated, huge or CMYK (whose colours depend on a profile)."""
+    if getattr(picture, "n_frames", 1) > 1:
+        raise BadPicture(f"animated ({picture.n_frames} frames)")
+    if picture.width * picture.height > LARGEST:
+        raise BadPicture(f"too large ({picture.width} x {picture.height})")
+    if picture.mode == "CMYK":
+        raise BadPicture("CMYK colours; convert it to RGB")
+    if picture.mode.startswith(("I", "F")):
+        raise BadPicture(f"16-bit or floating point pixels ({picture.mode}); convert it to 8 bits")
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(height, width) as the camera's orientation mark says it is to be seen."""
+    turned = picture.getexif().get(0x0112, 1) >= 5
+    return (picture.width, picture.height) if turned else (picture.height, picture.width)
+
+
+def eight_bit(picture: Image.Image) -> Image.Image:
+    """RGB on white."""
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return picture.convert("RGB")

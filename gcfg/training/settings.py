@@ -1,0 +1,175 @@
+"""All settings of a training run, from a TOML file or from a node."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+METHODS = ("full", "LoRA")
+CROPS = ("buckets", "square")
+SCHEDULES = ("constant", "cosine")
+OPTIMIZERS = ("auto", "adamw", "adamw 8-bit", "adafactor")
+PRECISIONS = ("auto", "float32", "bfloat16")
+MEMORY = ("auto", "24 GB", "16 GB", "12 GB", "8 GB")
+_CHOICES = {"method": METHODS, "crop": CROPS, "schedule": SCHEDULES, "optimizer": OPTIMIZERS, "precision": PRECISIONS,
+            "memory": MEMORY, "checkpointing": ("auto", "on", "off"), "ema_device": ("auto", "model", "cpu")}
+_FREE = {"target_steps", "save_every", "keep", "preview_every", "preview_prompt", "held_out_every", "memory",
+         "learning_rate", "schedule", "warm_up", "clip", "micro_batch", "checkpointing", "ema_device", "folder",
+         "checkpoint", "output", "comfyui"}
+"""Settings that may change when a run goes on."""
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The paper's recipe unless told otherwise (arXiv 2312.08195, official code).
+
+    Attributes:
+        folder: pictures of the concept; sub-folders count.
+        resolution: side of a square in pixels; buckets keep about its area.
+        crop: "buckets" by aspect ratio, or "square" from the middle.
+        flip: also train on the mirrored pictures.
+        held_out: pictures that are never trained on, for the held-out loss; at most a tenth of all.
+        run_name: name of the run folder; a run of that name goes on.
+        target_steps: optimizer steps at which the run is complete.
+        method: "full" trains all weights that are left in the null-text model, "LoRA" low-rank pairs on all linear and
+            convolution layers.
+        rank: of the LoRA.
+        memory: how much GPU memory to plan for.
+        learning_rate: 1e-5 for "full"; 1e-4 suits "LoRA".
+        batch: pictures per optimizer step, over all micro-batches and processes.
+        ema: keep a moving average of the weights, which is what is exported.
+        ema_decay: of the average, reached after a warm-up.
+        seed: of noise, order and initial values.
+        save_every, keep: steps between saves of the whole state, and how many are kept.
+        preview_every: steps between previews, 0 for none.
+        preview_prompt: control prompt of the previews.
+        held_out_every: steps between measurements of the held-out loss, 0 for none.
+        schedule, warm_up: the learning rate rises over ``warm_up`` steps, then is constant or falls as a cosine.
+        weight_decay, clip: of AdamW; largest norm of the gradient, 0 for no clipping.
+        min_snr, noise_offset: see ``objectives``; 0 is off.
+        optimizer, precision, micro_batch, checkpointing, ema_device: "auto" or 0 as the memory preset says.
+        fused_backward: update each weight as soon as its gradient is there; one micro-batch, clipped per tensor.
+        checkpoint, output, comfyui: of the command line: file of the base model, folder of the run folders, and the
+            folder of ComfyUI.
+    """
+
+    folder: str = ""
+    resolution: int = 512
+    crop: str = "buckets"
+    flip: bool = True
+    held_out: int = 16
+    run_name: str = "concept"
+    target_steps: int = 5000
+    method: str = "full"
+    rank: int = 16
+    memory: str = "auto"
+    learning_rate: float = 1e-5
+    batch: int = 32
+    ema: bool = True
+    ema_decay: float = 0.9999
+    seed: int = 0
+    save_every: int = 250
+    keep: int = 2
+    preview_every: int = 250
+    preview_prompt: str = ""
+    held_out_every: int = 50
+    schedule: str = "constant"
+    warm_up: int = 0
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    min_snr: float = 0.0
+    noise_offset: float = 0.0
+    optimizer: str = "auto"
+    precision: str = "auto"
+    micro_batch: int = 0
+    checkpointing: str = "auto"
+    ema_device: str = "auto"
+    fused_backward: bool = False
+    checkpoint: str = ""
+    output: str = ""
+    comfyui: str = ""
+
+    def __post_init__(self):
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise SettingsError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
+        for name in ("resolution", "target_steps", "rank", "batch", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not 0 <= value < float("inf"):
+                raise SettingsError(f"{field.name} is {value}; it must be a number from 0.")
+        if not self.learning_rate:
+            raise SettingsError("learning_rate is 0, with which nothing is learned; 1e-5 is usual.")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise SettingsError(f"ema_decay is {self.ema_decay}; it must be below 1.")
+        if self.resolution % 64:
+            raise SettingsError(f"resolution is {self.resolution}; it must be a multiple of 64.")
+        _check_name(self.run_name)
+
+    def changed(self, other: Settings) -> list[str]:
+        """What differs from the settings of a run that this one would continue, of that which must not."""
+        return [f"{f.name} was {getattr(other, f.name)!r}, now {getattr(self, f.name)!r}" for f in fields(self)
+                if f.name not in _FREE and getattr(self, f.name) != getattr(other, f.name)]
+
+    def to_toml(self) -> str:
+        """The settings as a TOML file, one line each."""
+        return "".join(f"{name} = {_toml(value)}\n" for name, value in asdict(self).items())
+
+
+def from_mapping(values: Mapping[str, object], source: str = "the settings") -> Settings:
+    """Settings from names and values; SettingsError for unknown names and wrong types."""
+    kinds = {field.name: type(field.default) for field in fields(Settings)}
+    checked = {}
+    for name, value in values.items():
+        if name not in kinds:
+            close = difflib.get_close_matches(name, kinds, 1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(kinds)}."
+            raise SettingsError(f"{source}: there is no setting '{name}'; {hint}")
+        kind = kinds[name]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise SettingsError(f"{source}: {name} must be of type {kind.__name__}, not {value!r}.")
+        checked[name] = value
+    return Settings(**checked)
+
+
+def read(path: str | Path) -> Settings:
+    """Settings from a TOML file; SettingsError if it is none."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        try:
+            import tomli as tomllib
+        except ModuleNotFoundError:
+            raise SettingsError("reading TOML needs Python 3.11 or newer, or the package tomli (pip install tomli)."
+                                ) from None
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: the file could not be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: this is no TOML file: {error}") from error
+    return from_mapping(values, path.name)
+
+
+def _check_name(name: str) -> None:
+    """A run name is one ordinary folder name."""
+    if not name.strip() or name != Path(name).name or name.startswith(".") or any(c in name for c in '\\/:*?"<>|\0'):
+        raise SettingsError(f"run_name is {name!r}; give a plain name for a folder, without / \\ : * ? \" < > |.")
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

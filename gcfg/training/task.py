@@ -1,0 +1,70 @@
+"""What is trained, who watches it, how fast it learns, and how a run can fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .settings import Settings
+
+
+class Diverged(ValueError):
+    """The loss or its gradient is not finite."""
+
+
+class OutOfMemory(RuntimeError):
+    """No memory, even for smaller micro-batches."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained.
+
+    Attributes:
+        parameters: the trained weights by name.
+        losses: (latents (B, C, h, w), noise, level (B,) in [0, 1)) -> losses (B,), see ``objectives.DiffusionLoss``.
+        device: of the weights.
+        autocast: type to compute in, None for the weights' own.
+        features, notes: kept in the state.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    losses: Callable[[Tensor, Tensor, Tensor], Tensor]
+    device: torch.device = torch.device("cpu")
+    autocast: torch.dtype | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: Mapping[str, object] = field(default_factory=dict)
+
+
+class Watch:
+    """What a run asks and tells; a node and the command line each have their own."""
+
+    def interrupted(self) -> bool:
+        """Asked between steps: True saves and stops."""
+        return False
+
+    def progress(self, step: int, steps: int, loss: float) -> None:
+        """After every step."""
+
+    def preview(self, step: int) -> None:
+        """When a preview is due; within, the weights are the averaged ones."""
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """The rate of the step that follows ``step`` steps: a linear rise, then constant or a cosine to zero."""
+    if step < settings.warm_up:
+        return settings.learning_rate * (step + 1) / settings.warm_up
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    along = (step - settings.warm_up) / max(1, settings.target_steps - settings.warm_up)
+    return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * along))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the errors by which torch says that a device or the machine has no memory left."""
+    kinds = (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))
+    return isinstance(error, kinds) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error)

@@ -1,0 +1,153 @@
+"""Pictures: which are used, how they are cut; the cache; the order."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gcfg.training import data, pictures
+
+from .conftest import draw_pictures, encode
+
+
+def source(folder, **changes):
+    return data.Source(str(folder), **{"resolution": 64} | changes)
+
+
+def counting(calls):
+    def run(batch):
+        calls.append(len(batch))
+        return encode(batch)
+    return run
+
+
+def test_bad_files_are_listed_and_the_others_used(tmp_path):
+    folder = draw_pictures(tmp_path / "p", 3)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing more")
+    cut = (folder / "picture_00.png").read_bytes()
+    (folder / "cut.png").write_bytes(cut[:len(cut) // 2])
+    Image.new("RGB", (8, 8)).save(folder / "tiny.png")
+    Image.new("CMYK", (64, 64)).save(folder / "cmyk.jpg")
+    Image.fromarray(np.zeros((64, 64), np.uint16)).save(folder / "deep.png")
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    Image.new("1", (20000, 6000)).save(folder / "huge.png")
+    found = data.cache(source(folder), tmp_path / "c", "vae", encode)
+    assert [latent.file for latent in found.found] == ["picture_00.png", "picture_01.png", "picture_02.png"]
+    reasons = dict(found.skipped)
+    for file, word in {"notes.txt": "no picture", "broken.png": "damaged", "cut.png": "damaged", "tiny.png": "small",
+                       "cmyk.jpg": "CMYK", "deep.png": "16-bit", "moving.gif": "animated",
+                       "huge.png": "large"}.items():
+        assert word in reasons[file]
+    assert "8 files skipped" in found.report()
+
+
+def test_no_folder_empty_folder_no_picture(tmp_path):
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for place, word in ((tmp_path / "none", "no folder"), (folder, "empty")):
+        with pytest.raises(ValueError, match=word):
+            data.cache(source(place), tmp_path / "c", "vae", encode)
+    with pytest.raises(ValueError, match="no folder"):
+        pictures.files("")
+    (folder / "a.txt").write_text("text")
+    with pytest.raises(ValueError, match="no file in .*a.txt: no picture"):
+        data.cache(source(folder), tmp_path / "c", "vae", encode)
+
+
+def test_cache_encodes_once_and_again_what_changed(tmp_path):
+    folder, calls = draw_pictures(tmp_path / "p", 4), []
+    first = data.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    assert len(calls) == 8  # as they are, and mirrored
+    assert data.cache(source(folder), tmp_path / "c", "vae", counting(calls)) == first and len(calls) == 8
+    draw_pictures(folder, 1, seed=9)
+    data.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    assert len(calls) == 10
+    data.cache(source(folder), tmp_path / "c", "other vae", counting(calls))
+    data.cache(source(folder, flip=False), tmp_path / "c", "vae", counting(calls))
+    assert len(calls) == 10 + 8 + 4
+
+
+def test_half_written_cache_is_made_again(tmp_path):
+    folder, calls = draw_pictures(tmp_path / "p", 2), []
+    first = data.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    whole = first.found[0].load(False)
+    with open(first.found[0].path, "r+b") as file:
+        file.truncate(100)
+    index = next((tmp_path / "c").rglob("index.jsonl"))
+    index.write_text(index.read_text() + '{"key": "cut of')
+    again = data.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    assert len(calls) == 6 and torch.equal(again.found[0].load(False), whole)
+
+
+def test_interrupted_caching_keeps_what_is_done(tmp_path):
+    folder, calls = draw_pictures(tmp_path / "p", 4), []
+
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        data.cache(source(folder), tmp_path / "c", "vae", counting(calls), stop)
+    data.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    assert len(calls) == 8
+
+
+def test_mirrored_copy(tmp_path):
+    latents = data.cache(source(draw_pictures(tmp_path / "p", 1)), tmp_path / "c", "vae", encode)
+    plain, mirrored = (latents.found[0].load(flip) for flip in (False, True))
+    assert torch.allclose(plain.flip(2), mirrored, atol=2e-3) and not torch.equal(plain, mirrored)
+
+
+@pytest.mark.parametrize("size, bucket", [((512, 512), (512, 512)), ((1000, 2000), (320, 704)),
+                                          ((3000, 300), (768, 320)), ((480, 640), (448, 576))])
+def test_buckets(size, bucket):
+    assert pictures.size_for(*size, 512, False) == bucket
+    assert pictures.size_for(*size, 512, True) == (512, 512)
+
+
+def test_every_bucket_has_at_most_the_area():
+    for height, width in pictures.buckets(512):
+        assert height % 64 == width % 64 == 0 and 0.6 * 512**2 < height * width <= 512**2
+
+
+def test_transparency_and_orientation(tmp_path):
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert pictures.load(tmp_path / "clear.png", 64, True).min() == 1.0
+    pixels = np.zeros((256, 512, 3), np.uint8)
+    pixels[:, :256] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    picture = pictures.load(tmp_path / "turned.png", 256, False)
+    assert picture.shape[0] > picture.shape[1] and picture[0].mean() > picture[-1].mean()
+
+
+def test_order_shows_every_picture_once_an_epoch_and_depends_on_the_step_alone():
+    shapes = [(4, 8, 8)] * 9 + [(4, 8, 16)] * 7
+    order = data.Order(shapes, 4, seed=3)
+    epoch = [order.at(step) for step in range(4)]
+    assert sorted(i for batch in epoch for i in batch) == list(range(16))
+    assert sum(len({shapes[i] for i in batch}) == 1 for batch in epoch) >= 3
+    assert epoch != [order.at(step) for step in range(4, 8)]
+    assert data.Order(shapes, 4, seed=3).at(2) == epoch[2]
+
+
+def test_order_with_fewer_pictures_than_the_batch():
+    batch = data.Order([(4, 8, 8)] * 3, 7, 0).at(5)
+    assert len(batch) == 7 and {batch.count(i) for i in range(3)} == {2, 3}
+
+
+def test_split_holds_out_at_most_a_tenth(tmp_path):
+    latents = [data.Latent(str(i), "", (4, 8, 8)) for i in range(50)]
+    train, held_out = data.split(latents, 16, 0)
+    assert len(held_out) == 5 and len(train) == 45 and not {x.file for x in train} & {x.file for x in held_out}
+    assert data.split(latents[:5], 16, 0)[1] == []
+
+
+def test_index_is_plain_json(tmp_path):
+    data.cache(source(draw_pictures(tmp_path / "p", 1)), tmp_path / "c", "vae", encode)
+    (line,) = next((tmp_path / "c").rglob("index.jsonl")).read_text().splitlines()
+    assert json.loads(line)["shape"] == [4, 8, 8]

@@ -1,0 +1,102 @@
+"""Optimizers, stochastic rounding, the average, low-rank pairs."""
+
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+from gcfg.training import average, low_rank, optimizers
+
+from .conftest import Network
+
+
+def stepped(kind, steps=3, dtype=torch.float32, rate=1e-2):
+    parameter = nn.Parameter(torch.linspace(-1, 1, 24, dtype=dtype).view(4, 6))
+    optimizer = optimizers.Optimizer({"w": parameter}, kind, 1e-2, seed=0)
+    for step in range(steps):
+        parameter.grad = torch.sin(parameter.detach() * 3)
+        optimizer.step(step, rate)
+    return parameter, optimizer
+
+
+def test_adamw_is_torchs():
+    ours, _ = stepped("adamw")
+    theirs = nn.Parameter(torch.linspace(-1, 1, 24).view(4, 6))
+    optimizer = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=1e-2)
+    for _ in range(3):
+        theirs.grad = torch.sin(theirs.detach() * 3)
+        optimizer.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_adafactor_moves_by_about_the_rate():
+    ours, optimizer = stepped("adafactor", 1, rate=1e-3)
+    moved = (ours.detach() - torch.linspace(-1, 1, 24).view(4, 6)).square().mean().sqrt()
+    assert 0.5e-3 < moved < 1.5e-3
+    assert sum(t.numel() for t in optimizer.tensors().values()) < 24
+
+
+@pytest.mark.parametrize("kind, dtype", [("adamw", torch.float32), ("adafactor", torch.float32),
+                                         ("adamw", torch.bfloat16), ("adafactor", torch.bfloat16)])
+def test_state_goes_on_exactly(kind, dtype):
+    whole, _ = stepped(kind, 5, dtype)
+    parameter, first = stepped(kind, 2, dtype)
+    second = optimizers.Optimizer({"w": parameter}, kind, 1e-2, seed=0)
+    second.load(first.tensors())
+    for step in range(2, 5):
+        parameter.grad = torch.sin(parameter.detach() * 3)
+        second.step(step, 1e-2)
+    assert torch.equal(parameter, whole)
+
+
+def test_8_bit_without_bitsandbytes_says_what_to_do():
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    assert not optimizers.has_8_bit()
+    with pytest.raises(ImportError, match="pip install bitsandbytes, or choose"):
+        stepped("adamw 8-bit")
+
+
+def test_stochastic_rounding_keeps_small_updates():
+    weights, update = torch.full((20000,), 1.0), 1e-5 * torch.ones(20000)
+    generator, rounded, nearest = torch.Generator().manual_seed(0), weights.bfloat16(), weights.bfloat16()
+    for _ in range(50):
+        rounded = optimizers.stochastic_round(rounded.float() + update, generator)
+        nearest = (nearest.float() + update).bfloat16()
+    assert (nearest == 1).all()
+    assert (rounded.float() - 1).mean().item() == pytest.approx(50e-5, rel=0.2)
+    exact = torch.tensor([1.0, -2.5, 0.0])
+    assert torch.equal(optimizers.stochastic_round(exact, generator).float(), exact)
+
+
+def test_average_warms_up_and_leaves_the_weights_alone():
+    parameter = nn.Parameter(torch.zeros(3))
+    kept = average.Average({"w": parameter}, 0.5, on_cpu=True)
+    parameter.data = torch.ones(3)
+    kept.update(1)
+    assert torch.allclose(kept.values["w"], torch.full((3,), 1 - 2 / 11))
+    place = parameter.data_ptr()
+    with kept.applied():
+        assert torch.equal(parameter.data, kept.values["w"])
+    assert parameter.data_ptr() == place
+    without = average.Average({"w": parameter}, 0.0)
+    assert torch.equal(without.exported()["w"], parameter)
+
+
+def test_low_rank_starts_as_the_network_and_merges_to_what_it_was():
+    network = Network()
+    x, sigma = torch.randn(2, 4, 8, 8), torch.tensor([0.5, 3.0])
+    before = network(x, sigma)
+    pairs = low_rank.LowRank(network, 3, seed=1)
+    assert set(pairs.pairs) == {f"{n}/{h}" for n in ("first", "last", "level") for h in ("up", "down")}
+    assert torch.equal(network(x, sigma), before)
+    for parameter in pairs.pairs.values():
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.1
+    after = network(x, sigma)
+    assert not torch.allclose(after, before)
+    pairs.detach()
+    assert torch.equal(network(x, sigma), before)
+    adapter = low_rank.to_adapter(pairs.pairs, {})
+    network.load_state_dict(adapter.merged(network.state_dict()))
+    assert torch.allclose(network(x, sigma), after, atol=1e-5)
