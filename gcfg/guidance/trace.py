@@ -174,7 +174,7 @@ class Trace:
 
 def gram(parts: Sequence[Tensor]) -> Tensor:
     """Inner products per sample: n tensors (B, ...) -> (B, n, n), float32."""
-    rows = torch.stack(torch.broadcast_tensors(*parts), dim=1).flatten(2).float()
+    rows = torch.stack(torch.broadcast_tensors(*parts), dim=1).detach().flatten(2).float()
     return rows @ rows.mT
 
 
