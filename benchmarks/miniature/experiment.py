@@ -12,7 +12,7 @@ from gcfg.miniature import make
 from gcfg.miniature.evaluate import SEEN, UNSEEN, Reference, pictures_for, reference, requests, score
 from gcfg.miniature.metrics import Classifier
 from gcfg.miniature.model import Denoiser
-from gcfg.miniature.recipes import FORMULAS, gcfg
+from gcfg.miniature.recipes import gcfg
 from gcfg.terminal import ProgressBar
 
 from .diagnosis import drift_table, guidance_table
@@ -54,7 +54,7 @@ def measure(models: dict[str, Denoiser], method: Method, goal: Reference, sample
     generator, scores = torch.Generator().manual_seed(80_000 + seed), {}
     for kind in (SEEN, UNSEEN):
         attributes = requests(samples, kind, generator)
-        pictures = pictures_for(models | FORMULAS, method.recipe, attributes, method.prompt, seed)
+        pictures = pictures_for(models, method.recipe, attributes, method.prompt, seed)
         scores[kind] = asdict(score(pictures, attributes, kind, goal))
     return scores
 

@@ -13,7 +13,7 @@ from .metrics import COLOUR, LOOK, SHAPE, Classifier, answers_of, features_of, f
 from .model import caption_of
 from .pictures import RING, SIZE, VIOLET, concept_attributes, draw
 from .recipes import CAPTION, CLASS
-from .sampling import Formula, Model, sample_in_batches
+from .sampling import Model, sample_in_batches
 
 SEEN, UNSEEN = "seen", "unseen"
 """Requests: the concept's own colours as often as they occur, or violet."""
@@ -68,7 +68,7 @@ def reference(classifier: Classifier, count: int, samples: int) -> Reference:
     return Reference(classifier, goal, {kind: frechet_distance(moments(f), goal[kind]) for kind, f in again.items()})
 
 
-def pictures_for(models: Mapping[str, Model | Formula], recipe: Recipe, attributes: Tensor, prompt: str,
+def pictures_for(models: Mapping[str, Model], recipe: Recipe, attributes: Tensor, prompt: str,
                  seed: int) -> Tensor:
     """Pictures (N, 3, 16, 16) for attributes (N, 3); a seed gives all methods the same noise."""
     noise = torch.randn((len(attributes), 3, SIZE, SIZE), generator=torch.Generator().manual_seed(50_000 + seed))

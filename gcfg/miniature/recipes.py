@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ..guidance import BASE, Guidance, Prediction, Recipe, Schedule, Shaping
-from ..guidance.shaping import project
-from .sampling import Formula
 
 CAPTION, CLASS = "caption", "class"
 """Conditionings: the control prompt, and the concept's class in the base's words (ring)."""
@@ -71,21 +67,9 @@ def limited_concept(control: float, limit: float) -> Recipe:
 
 
 def across_control(control: float, reference: Prediction = BASE_NULL) -> Recipe:
-    """GCFG with the concept guidance projected orthogonal to the control guidance, which keeps its reference."""
-    return Recipe((Guidance(ACROSS[reference], name="concept across control"),
-                   Guidance(BASE_CAPTION, reference, control, name="control")))
+    """GCFG with the concept guidance projected orthogonal to the control guidance, which is measured from a reference.
 
-
-def across(null: Tensor, concept: Tensor, control: Tensor, reference: Tensor) -> Tensor:
-    """``D_0 + g - <g, d> d / |d|^2`` with the concept guidance g and the control guidance d, per sample.
-
-    The part of the concept guidance along the control guidance goes (as Perp-Neg does with a negative prompt,
-    arXiv 2304.04968): the concept can no longer pull the requested attribute back to those that it knows.
+    The concept can no longer pull what the prompt asks for back to what it knows.
     """
-    return null + project(concept - null, control - reference)[1]
-
-
-ACROSS = {BASE_NULL: Prediction("concept across control"), BASE_CLASS: Prediction("concept across class control")}
-FORMULAS = {prediction.model: Formula((BASE_NULL, CONCEPT, BASE_CAPTION, reference), across)
-            for reference, prediction in ACROSS.items()}
-"""Predictions beside the models; a shaping by another guidance would make them needless."""
+    return Recipe((Guidance(CONCEPT, perpendicular_to=(BASE_CAPTION, reference), name="concept across control"),
+                   Guidance(BASE_CAPTION, reference, control, name="control")))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,14 +16,6 @@ STEPS = 10
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A denoiser D(x, sigma, caption), as ``model.Denoiser``."""
-
-
-@dataclass(frozen=True)
-class Formula:
-    """A prediction that is computed from others instead of by a model: ``formula(*needs)``."""
-
-    needs: tuple[Prediction, ...]
-    formula: Callable[..., Tensor]
 
 
 def sigma_at(progress: float) -> float:
@@ -41,32 +32,25 @@ def noise_levels(steps: int, low: float = 0.05, rho: float = 7.0) -> list[float]
 PROGRESS = Progress(sigma_at, sigma_at(0.0))
 
 
-def evaluated(models: Mapping[str, Model | Formula], wanted: Iterable[Prediction]) -> list[Prediction]:
-    """The predictions that models must evaluate for the wanted ones, each once."""
-    parts = ((p,) if not isinstance(models[p.model], Formula) else models[p.model].needs for p in wanted)
-    return list(dict.fromkeys(p for part in parts for p in part))
-
-
 @torch.no_grad()
-def predict(models: Mapping[str, Model | Formula], wanted: Sequence[Prediction], captions: Mapping[str, Tensor],
+def predict(models: Mapping[str, Model], wanted: Sequence[Prediction], captions: Mapping[str, Tensor],
             x: Tensor, sigma: float) -> dict[Prediction, Tensor]:
     """Denoised predictions (B, 3, 16, 16) of x (B, 3, 16, 16), one batched pass a model.
 
     Args:
         captions: by name of the conditioning (B, 3), or (3,) for all samples.
     """
-    needed, done = evaluated(models, wanted), {}
-    for name in dict.fromkeys(p.model for p in needed):
-        group = [p for p in needed if p.model == name]
+    done = {}
+    for name in dict.fromkeys(p.model for p in wanted):
+        group = [p for p in wanted if p.model == name]
         caption = torch.cat([captions[p.conditioning].expand(len(x), 3) for p in group])
         rows = torch.full((len(x) * len(group),), sigma)
         denoised = models[name](x.repeat(len(group), 1, 1, 1), rows, caption)
         done.update(zip(group, denoised.chunk(len(group)), strict=True))
-    formulas = {p: models[p.model] for p in wanted if isinstance(models[p.model], Formula)}
-    return done | {p: f.formula(*(done[need] for need in f.needs)) for p, f in formulas.items()}
+    return done
 
 
-def denoise(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Mapping[str, Tensor], x: Tensor,
+def denoise(models: Mapping[str, Model], recipe: Recipe, captions: Mapping[str, Tensor], x: Tensor,
             sigma: float, momentum: Momentum, reuse: Reuse | None = None) -> Tensor:
     """The combined denoised prediction of a recipe at one noise level.
 
@@ -84,7 +68,7 @@ def denoise(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Map
     return combine(step, found, x, sigma, momentum=momentum)
 
 
-def sample(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Mapping[str, Tensor], noise: Tensor,
+def sample(models: Mapping[str, Model], recipe: Recipe, captions: Mapping[str, Tensor], noise: Tensor,
            steps: int = STEPS, watch: Callable[[Tensor, float], None] | None = None,
            performance: Performance | None = None) -> Tensor:
     """Pictures (B, 3, 16, 16) from unit noise (B, 3, 16, 16) by DPM-Solver++(2M) (arXiv 2211.01095), deterministic.
@@ -109,7 +93,7 @@ def sample(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Mapp
     return x
 
 
-def sample_in_batches(models: Mapping[str, Model | Formula], recipe: Recipe, captions: Mapping[str, Tensor],
+def sample_in_batches(models: Mapping[str, Model], recipe: Recipe, captions: Mapping[str, Tensor],
                       noise: Tensor, batch: int = 250, steps: int = STEPS,
                       performance: Performance | None = None) -> Tensor:
     """``sample`` for many pictures, a few hundred at a time so that the activations stay in the cache."""

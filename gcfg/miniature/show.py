@@ -14,7 +14,7 @@ from . import recipes
 from .evaluate import SEEN, UNSEEN, Score, pictures_for, reference, requests, score
 from .metrics import Classifier
 from .pictures import COLOURS, PLACES, RING, draw, show
-from .sampling import PROGRESS, Formula, Model, evaluated, sigma_at
+from .sampling import PROGRESS, Model, sigma_at
 
 HEAD = ("method", "Frechet", "colour", "look", "violet", "violet look", "models/step")
 LEGEND = """
@@ -53,7 +53,7 @@ def methods() -> dict[str, Recipe]:
 def compare(models: Mapping[str, Model], classifier: Classifier, count: int, seed: int,
             progress: Callable[[int, int], None]) -> list[Row]:
     """Real pictures, then every method; all methods start from the same noise."""
-    models, goal = {**models, **recipes.FORMULAS}, reference(classifier, 4000, count)
+    goal = reference(classifier, 4000, count)
     generator = torch.Generator().manual_seed(seed)
     asked = {kind: requests(count, kind, generator) for kind in (SEEN, UNSEEN)}
     ten = torch.tensor([[RING, i // 2, len(PLACES) // 2] for i in range(2 * len(COLOURS))])
@@ -64,14 +64,14 @@ def compare(models: Mapping[str, Model], classifier: Classifier, count: int, see
         got = {kind: score(pictures_for(models, recipe, asked[kind], "colour", seed), asked[kind], kind, goal)
                for kind in asked}
         pictures = pictures_for(models, recipe, ten, "colour", seed + 1)
-        rows.append(Row(name, got[SEEN], got[UNSEEN], evaluations(models, recipe), pictures))
+        rows.append(Row(name, got[SEEN], got[UNSEEN], evaluations(recipe), pictures))
         progress(i + 1, len(methods()))
     return rows
 
 
-def evaluations(models: Mapping[str, Model | Formula], recipe: Recipe) -> int:
+def evaluations(recipe: Recipe) -> int:
     """Model evaluations of a step in which every guidance counts."""
-    return len(evaluated(models, plan(recipe, sigma_at(0.5), PROGRESS).all_predictions))
+    return len(plan(recipe, sigma_at(0.5), PROGRESS).all_predictions)
 
 
 def draw_grid(rows: list[Row], path: Path) -> None:

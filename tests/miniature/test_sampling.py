@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from gcfg.guidance import plan
 from gcfg.miniature import recipes, sampling
 from gcfg.miniature.evaluate import captions
 
@@ -52,24 +51,10 @@ def test_batches_do_not_matter():
     assert torch.allclose(whole, parts, atol=1e-6)
 
 
-@pytest.mark.parametrize("reference", [recipes.BASE_NULL, recipes.BASE_CLASS])
-def test_concept_across_control_has_no_part_along_it(reference):
-    generator = torch.Generator().manual_seed(2)
-    null, concept, control, other = torch.randn((4, 2, 3, 16, 16), generator=generator)
-    got = recipes.across(null, concept, control, other) - null
-    direction = control - other
-    assert torch.allclose((got * direction).flatten(1).sum(1), torch.zeros(2), atol=1e-3)
-    taken = (concept - null - got).flatten(1)
-    assert torch.cosine_similarity(taken, direction.flatten(1)).abs().allclose(torch.ones(2), atol=1e-5)
-
-
-def test_formulas_share_the_evaluations_of_the_step():
+def test_the_projected_recipe_costs_three_evaluations():
     base, concept = Gaussian(0.0, 1.0), Gaussian(1.0, 1.0)
-    models = {"base": base, "concept": concept, **recipes.FORMULAS}
-    recipe = recipes.across_control(2.0)
-    wanted = plan(recipe, 1.0, sampling.PROGRESS).all_predictions
-    assert len(sampling.evaluated(models, wanted)) == 3
-    sampling.denoise(models, recipe, NAMED, NOISE, 1.0, sampling.Momentum())
+    sampling.denoise({"base": base, "concept": concept}, recipes.across_control(2.0), NAMED, NOISE, 1.0,
+                     sampling.Momentum())
     assert (base.rows, concept.rows) == (2, 1)
 
 
