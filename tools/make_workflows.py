@@ -31,6 +31,7 @@ WIDTHS = {"CheckpointLoaderSimple": 340, "UNETLoader": 340, "ControlNetLoader": 
           "GCFGLoadConceptModel": 340, "CLIPTextEncode": 340, "GCFGKSampler": 300, "KSampler": 300}
 HEIGHTS = {"CLIPTextEncode": 110, "PreviewAny": 190, "SaveImage": 400, "LoadImage": 330}
 TITLE, GAP, MARGIN, HEADER = 30, 30, 20, 50
+BADGE = 45  # the Vue renderer draws the nodes of a pack so much taller than the classic one
 NOTE_HEIGHT = 105
 THUMBNAIL = 480
 
@@ -53,6 +54,11 @@ def to_api(workflow: Workflow) -> dict:
     }
 
 
+def is_ours(node: dict) -> bool:
+    """Whether a node of a graph is one of this pack."""
+    return node["type"].startswith("GCFG")
+
+
 def arrange(graph: dict, workflow: Workflow) -> dict:
     """Place the nodes in columns under a note, each column in a group."""
     by_id = {str(node["id"]): node for node in graph["nodes"]}
@@ -66,7 +72,7 @@ def arrange(graph: dict, workflow: Workflow) -> dict:
         width, top = max(node["size"][0] for node in members), HEADER + TITLE
         for node in members:
             node["pos"], node["size"][0] = [left + MARGIN, top], width
-            top += node["size"][1] + GAP + TITLE
+            top += node["size"][1] + GAP + TITLE + (BADGE if is_ours(node) else 0)
         height = top - TITLE - GAP + MARGIN
         groups.append({"id": len(groups) + 1, "title": title, "bounding": [left, 0, width + 2 * MARGIN, height],
                        "color": "#3f789e", "font_size": 24, "flags": {}})
@@ -89,7 +95,7 @@ def stamp(graph: dict, title: str, version: str) -> dict:
     for node in graph["nodes"]:
         if node["type"] == "MarkdownNote":
             continue
-        ours = node["type"].startswith("GCFG")
+        ours = is_ours(node)
         node["properties"] |= {"cnr_id": "gcfg" if ours else "comfy-core", "ver": version if ours else HOST_VERSION}
         models = [{"name": name, "url": SOURCES[name][1], "directory": SOURCES[name][0]}
                   for name in node.get("widgets_values", []) if name in SOURCES]

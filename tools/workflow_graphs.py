@@ -23,7 +23,7 @@ WORKFLOWS = [
     Workflow(
         "Concept and Control",
         "**The paper's sampler.** The concept model gives fidelity to its domain, the base follows the prompt.\n\n"
-        "Load a base checkpoint, and a concept model made from it (`models/diffusion_models`).\n\n"
+        "Load a base checkpoint, and a concept model made from it (**models/diffusion_models**).\n\n"
         "Raise **concept_scale** for fidelity, **control_scale** for the prompt; 1.5 to 2.5 each is a good start.",
         {
             "Models": {"base": checkpoint(), "concept": unet()},
@@ -54,7 +54,7 @@ WORKFLOWS = [
     Workflow(
         "Stock KSampler on a Patched Model",
         "**GCFG in a workflow that you have.** Apply GCFG to Model adds the chain; the KSampler stays as it is.\n\n"
-        "Load a base checkpoint, and a concept model made from it (`models/diffusion_models`).\n\n"
+        "Load a base checkpoint, and a concept model made from it (**models/diffusion_models**).\n\n"
         "The KSampler's **cfg** is the control scale. Any sampler node that takes a MODEL works.",
         {
             "Models": {"base": checkpoint(), "concept": unet()},
@@ -72,7 +72,7 @@ WORKFLOWS = [
     Workflow(
         "Custom Sampling with the GCFG Guider",
         "**Every part on its own.** A guider from a chain of guidances, for SamplerCustomAdvanced.\n\n"
-        "Load a base checkpoint, and a concept model made from it (`models/diffusion_models`).\n\n"
+        "Load a base checkpoint, and a concept model made from it (**models/diffusion_models**).\n\n"
         "The concept acts early and fades, the prompt acts throughout; shaping keeps its contrast in bounds.",
         {
             "Models": {"base": checkpoint(), "concept": unet(), "size": size()},
@@ -145,7 +145,7 @@ WORKFLOWS = [
     Workflow(
         "Base and LoRA as the Concept",
         "**A LoRA as the concept model.** Both predictions run on one copy of the base's weights.\n\n"
-        "Load a base checkpoint, and a LoRA of a domain or style (`models/loras`).\n\n"
+        "Load a base checkpoint, and a LoRA of a domain or style (**models/loras**).\n\n"
         "The LoRA gives fidelity, the plain base keeps the prompt: connect the base, not the LoRA, to **model**.",
         {
             "Models": {
@@ -161,7 +161,7 @@ WORKFLOWS = [
     Workflow(
         "Concept Adapter",
         "**A concept as a small file.** An adapter on the base: base and concept run on one copy of the weights.\n\n"
-        "Load a base checkpoint, and a concept adapter or null-text model made from it (`models/concept_models`).\n\n"
+        "Load a base checkpoint, and a concept adapter or null-text model made from it (**models/concept_models**).\n\n"
         "The concept model ignores all text; its prediction is the unconditional one of its domain.",
         {
             "Models": {
@@ -178,7 +178,7 @@ WORKFLOWS = [
     Workflow(
         "Make a Concept Adapter",
         "**From a fine-tuned model to a small file.** Converts it to null text, cuts that to an adapter, saves it.\n\n"
-        "Load the base checkpoint, and a fine-tuned UNet of it (`models/diffusion_models`).\n\n"
+        "Load the base checkpoint, and a fine-tuned UNet of it (**models/diffusion_models**).\n\n"
         "Extraction is lossy: read the report, compare the image, and raise **rank** if it falls short.",
         {
             "Models": {"base": checkpoint(), "tuned": unet(TUNED, "Fine-tuned model")},

@@ -65,7 +65,8 @@ def photo() -> dict[str, Node]:
 
 
 def guidance(title: str, scale: float, **inputs) -> Node:
-    settings = {"scale": scale, "start_percent": 0.0, "end_percent": 1.0, "reference": "unconditional"}
+    settings = {"scale": scale, "start_percent": 0.0, "end_percent": 1.0, "reference": "unconditional",
+                "name": title}
     return Node("GCFGGuidance", settings | inputs, title)
 
 

@@ -78,10 +78,10 @@ def test_note_says_in_three_lines_what_it_does_and_what_to_load(title):
 @pytest.mark.parametrize("title", TITLES)
 def test_nodes_do_not_overlap_and_read_left_to_right(title):
     nodes = {node["id"]: node for node in graph(title)["nodes"]}
-    boxes = [(*node["pos"], *node["size"]) for node in nodes.values()]
-    for k, (x, y, w, h) in enumerate(boxes):
-        for other_x, other_y, other_w, other_h in boxes[k + 1:]:
-            apart = x + w <= other_x or other_x + other_w <= x or y + h <= other_y - 30 or other_y + other_h <= y - 30
-            assert apart
+    boxes = [(*node["pos"], *node["size"], 45 if node["type"].startswith("GCFG") else 0) for node in nodes.values()]
+    for k, (x, y, w, h, badge) in enumerate(boxes):
+        for x2, y2, w2, h2, badge2 in boxes[k + 1:]:
+            beside = x + w <= x2 or x2 + w2 <= x
+            assert beside or y + h + badge <= y2 - 30 or y2 + h2 + badge2 <= y - 30
     for _, source, _, target, *_ in graph(title)["links"]:
         assert nodes[source]["pos"][0] <= nodes[target]["pos"][0]
