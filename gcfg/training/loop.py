@@ -110,9 +110,9 @@ class Training:
             norm = float(gradient_norm(parameters.values()))
             if not math.isfinite(norm):
                 self._diverged("the gradient", [])
-            if self.settings.clip and norm > self.settings.clip:
+            if self.settings.gradient_clip and norm > self.settings.gradient_clip:
                 for parameter in parameters.values():
-                    parameter.grad.mul_(self.settings.clip / (norm + 1e-6))
+                    parameter.grad.mul_(self.settings.gradient_clip / (norm + 1e-6))
             self.optimizer.step(self.step, rate)
         self.average.update(self.step + 1)
         return loss, norm, rate
@@ -141,8 +141,8 @@ class Training:
         """Forward and backward pass in which every weight is updated, its gradient clipped by itself."""
         def hook(name: str):
             def update(parameter: nn.Parameter) -> None:
-                if self.settings.clip:
-                    nn.utils.clip_grad_norm_([parameter], self.settings.clip)
+                if self.settings.gradient_clip:
+                    nn.utils.clip_grad_norm_([parameter], self.settings.gradient_clip)
                 self.optimizer.step_one(name, self.step, rate)
             return update
         hooks = [p.register_post_accumulate_grad_hook(hook(name)) for name, p in self.task.parameters.items()]

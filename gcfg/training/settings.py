@@ -16,9 +16,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 MEMORY = ("auto", "24 GB", "16 GB", "12 GB", "8 GB")
 _CHOICES = {"method": METHODS, "crop": CROPS, "schedule": SCHEDULES, "optimizer": OPTIMIZERS, "precision": PRECISIONS,
             "memory": MEMORY, "checkpointing": ("auto", "on", "off"), "ema_device": ("auto", "model", "cpu")}
-_FREE = {"target_steps", "save_every", "keep", "preview_every", "preview_prompt", "held_out_every", "memory",
-         "learning_rate", "schedule", "warm_up", "clip", "micro_batch", "checkpointing", "ema_device", "folder",
-         "checkpoint", "output", "comfyui"}
+_FREE = {"target_steps", "save_every", "keep", "preview_every", "preview_prompt", "preview_steps", "held_out_every",
+         "memory", "learning_rate", "schedule", "warm_up", "gradient_clip", "micro_batch", "checkpointing",
+         "ema_device", "folder", "checkpoint", "output", "comfyui"}
 """Settings that may change when a run goes on."""
 
 
@@ -49,10 +49,10 @@ class Settings:
         seed: of noise, order and initial values.
         save_every, keep: steps between saves of the whole state, and how many are kept.
         preview_every: steps between previews, 0 for none.
-        preview_prompt: control prompt of the previews.
+        preview_prompt, preview_steps: control prompt and sampling steps of the previews.
         held_out_every: steps between measurements of the held-out loss, 0 for none.
         schedule, warm_up: the learning rate rises over ``warm_up`` steps, then is constant or falls as a cosine.
-        weight_decay, clip: of AdamW; largest norm of the gradient, 0 for no clipping.
+        weight_decay, gradient_clip: of AdamW; largest norm of the gradient, 0 for no clipping.
         min_snr, noise_offset: see ``objectives``; 0 is off.
         optimizer, precision, micro_batch, checkpointing, ema_device: "auto" or 0 as the memory preset says.
         fused_backward: update each weight as soon as its gradient is there; one micro-batch, clipped per tensor.
@@ -79,11 +79,12 @@ class Settings:
     keep: int = 2
     preview_every: int = 250
     preview_prompt: str = ""
+    preview_steps: int = 20
     held_out_every: int = 50
     schedule: str = "constant"
     warm_up: int = 0
     weight_decay: float = 1e-2
-    clip: float = 1.0
+    gradient_clip: float = 1.0
     min_snr: float = 0.0
     noise_offset: float = 0.0
     optimizer: str = "auto"

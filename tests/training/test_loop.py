@@ -206,7 +206,7 @@ def test_schedules():
 
 
 def test_gradient_is_clipped(make):
-    run = make("run", target_steps=1, clip=1e-9, weight_decay=0.0, learning_rate=1e-2)
+    run = make("run", target_steps=1, gradient_clip=1e-9, weight_decay=0.0, learning_rate=1e-2)
     before = {n: p.detach().clone() for n, p in run.task.parameters.items()}
     run.run()
     assert all((p - before[n]).abs().max() < 1e-2 for n, p in run.task.parameters.items())
