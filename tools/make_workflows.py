@@ -28,8 +28,9 @@ HOST_VERSION = "0.3.64"  # the oldest ComfyUI that the workflows run on
 FOLDERS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models", "lora_name": "loras",
            "control_net_name": "controlnet", "concept_name": "concept_models"}
 WIDTHS = {"CheckpointLoaderSimple": 340, "UNETLoader": 340, "ControlNetLoader": 340, "LoraLoaderModelOnly": 340,
-          "GCFGLoadConceptModel": 340, "CLIPTextEncode": 340, "GCFGKSampler": 300, "KSampler": 300}
-HEIGHTS = {"CLIPTextEncode": 110, "PreviewAny": 190, "SaveImage": 400, "LoadImage": 330}
+          "GCFGLoadConceptModel": 340, "CLIPTextEncode": 340, "GCFGInspector": 460, "GCFGKSampler": 300,
+          "KSampler": 300}
+HEIGHTS = {"CLIPTextEncode": 110, "GCFGInspector": 400, "PreviewAny": 190, "SaveImage": 400, "LoadImage": 330}
 TITLE, GAP, MARGIN, HEADER = 30, 30, 20, 50
 BADGE = 45  # the Vue renderer draws the nodes of a pack so much taller than the classic one
 NOTE_HEIGHT = 105

@@ -104,6 +104,41 @@ WORKFLOWS = [
         },
     ),
     Workflow(
+        "Inspect Guidance",
+        "**What each guidance does.** A plot of each guidance's size, the angles between them, and their cost.\n\n"
+        "Load a base checkpoint, and a concept model made from it (**models/diffusion_models**).\n\n"
+        "Cosine near -1: two guidances fight. A size near zero: end that guidance earlier. The CSV has the numbers.",
+        {
+            "Models": {"base": checkpoint(), "concept": unet(), "size": size()},
+            "Conditions": {
+                **prompts(),
+                "clutter": prompt("cluttered background", "Style to avoid"),
+            },
+            "Guidances": {
+                "text": guidance("Control", 2.5, conditioning=("control", 0)),
+                "domain": guidance("Concept", 2.5, guidance=("text", 0), model=("concept", 0), end_percent=0.8),
+            },
+            "More guidances": {
+                "away": guidance("Away from clutter", -1.0, guidance=("domain", 0), conditioning=("clutter", 0)),
+                "guider": Node("GCFGGuider", {"model": ("base", 0), "negative": ("null", 0), "guidance": ("away", 0)}),
+            },
+            "Settings": {
+                "noise": Node("RandomNoise", {"noise_seed": 2312}),
+                "method": Node("KSamplerSelect", {"sampler_name": "dpmpp_2m"}),
+                "sigmas": Node("BasicScheduler", {"model": ("base", 0), "scheduler": "karras", "steps": 25,
+                                                  "denoise": 1.0}),
+            },
+            "Sampling": {"sampler": Node("SamplerCustomAdvanced", {
+                "noise": ("noise", 0), "guider": ("guider", 0), "sampler": ("method", 0), "sigmas": ("sigmas", 0),
+                "latent_image": ("size", 0)})},
+            "Insight": {
+                "inspect": Node("GCFGInspector", {"guider": ("guider", 0), "latent": ("sampler", 0)}),
+                "numbers": Node("PreviewAny", {"source": ("inspect", 1)}, "CSV"),
+            },
+            "Image": images("inspected"),
+        },
+    ),
+    Workflow(
         "Image to Image Translation",
         "**Translation.** The image keeps its layout and becomes one of the concept's domain.\n\n"
         "Load a base checkpoint, a concept model made from it, and an image.\n\n"
