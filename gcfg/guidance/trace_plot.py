@@ -11,7 +11,7 @@ from .trace import Reading, Trace, mean
 
 BACKGROUND, PANEL, GRID, INK = "#1c1c1f", "#26262b", "#3d3d45", "#d9d9de"
 COLOURS = ("#4fb3f6", "#ffb454", "#7fd77f", "#f4727f", "#c792ea", "#5ce0d2", "#f2e05c", "#f58ac8")
-PASSES = (("run", "#4fb3f6"), ("reused", "#7fd77f"), ("skipped", "#55555f"))
+PASSES = (("run", "#c3cbd8"), ("reused", "#75839a"), ("skipped", "#3f3f48"))
 WIDTH, HEIGHT, DPI = 12.0, 9.0, 110
 MOST_PAIRS = 8
 

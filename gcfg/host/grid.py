@@ -66,7 +66,7 @@ def picture(images: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tens
     """Images (R * C, H, W, 3), row by row, 0 to 1, as one labelled picture (1, H', W', 3)."""
     cells = (images[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
     height, width = cells.shape[1:3]
-    font = ImageFont.load_default(max(12, height // 16))
+    font = ImageFont.load_default(max(12, height // 11))
     margin, gap = 2 * font.size, max(2, height // 64)
     sheet = Image.new("RGB", (margin + len(columns) * (width + gap), margin + len(rows) * (height + gap)), BACKGROUND)
     for c, text in enumerate(columns):
