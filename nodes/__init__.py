@@ -2,11 +2,11 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import guidance, insight, loaders, sampling
+from . import guidance, insight, loaders, sampling, training
 
 
 class GCFGExtension(ComfyExtension):
     """Every node of the pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*sampling.NODES, *guidance.NODES, *insight.NODES, *loaders.NODES]
+        return [*sampling.NODES, *guidance.NODES, *insight.NODES, *loaders.NODES, *training.NODES]

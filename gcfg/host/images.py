@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,12 @@ def prepare(source: data.Source, vae, folder: str | Path | None = None,
     return ConceptImages(source, data.cache(source, place, fingerprint(vae.get_sd()), encode, watched), vae)
 
 
-def listing(folder: str) -> tuple:
+def listing(folder: str) -> str:
     """Changes when a file of the folder does."""
-    root = Path(folder).expanduser()
-    if not folder.strip() or not root.is_dir():
-        return (folder,)
-    states = ((path, path.stat()) for path in sorted(root.rglob("*")) if path.is_file())
-    return tuple((str(path), state.st_size, state.st_mtime_ns) for path, state in states)
+    root, digest = Path(folder).expanduser(), hashlib.sha256(folder.encode())
+    if folder.strip() and root.is_dir():
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                state = path.stat()
+                digest.update(repr((str(path), state.st_size, state.st_mtime_ns)).encode())
+    return digest.hexdigest()

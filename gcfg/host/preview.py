@@ -6,6 +6,7 @@ import logging
 
 import comfy.model_management
 import comfy.sample
+import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from PIL import Image
@@ -21,6 +22,22 @@ COUNT = 2
 """Pictures in a preview."""
 SCALE = 2.5
 """Concept and control scale (arXiv 2312.08195, official settings)."""
+
+
+class NodeWatch(Watch):
+    """A run in a node: the host's interruption, its progress bar, its live preview."""
+
+    def __init__(self, steps: int):
+        self.bar = comfy.utils.ProgressBar(steps)
+
+    def interrupted(self) -> bool:
+        return comfy.model_management.processing_interrupted()
+
+    def progress(self, step: int, steps: int, loss: float) -> None:
+        self.bar.update_absolute(step, steps)
+
+    def show(self, step: int, steps: int, picture: Image.Image) -> None:
+        self.bar.update_absolute(step, steps, ("JPEG", picture, 512))
 
 
 class Preview(Watch):

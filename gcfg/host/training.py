@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..nulltext import checkpoint
 from ..nulltext.provenance import fingerprint
-from ..training import data, distributed, loop, memory, optimizers, state
+from ..training import data, distributed, folder, loop, memory, optimizers, state
 from ..training.folder import RunFolder
 from ..training.settings import Settings
 from ..training.task import Watch
@@ -87,13 +87,13 @@ def train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, w
 def _train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, watch: Watch) -> Outcome:
     device = comfy.model_management.get_torch_device()
     plan = memory.plan(settings, _available(device), optimizers.has_8_bit())
-    folder, notes = run_folder(settings), {"base": fingerprint(originals(base))}
-    if distributed.rank() == 0:
-        folder.begin(settings)
-    newest = state.latest(folder.states)
+    place, notes = run_folder(settings), {"base": fingerprint(originals(base))}
+    newest = state.latest(place.states)
     if newest is not None and newest.notes.get("base") != notes["base"]:
         raise ValueError(f"the run '{settings.run_name}' was begun on another base model; connect that one, or choose "
                          "another run_name.")
+    if distributed.rank() == 0:
+        place.begin(settings)
     with torch.inference_mode():
         empty = encode(clip, "")
         control = encode(clip, settings.preview_prompt) if settings.preview_prompt else empty
@@ -101,16 +101,24 @@ def _train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, 
     comfy.model_management.unload_all_models()
     trainable = Trainable(base, features, empty, settings, plan, device)
     training, held_out = data.split(images.latents.found, settings.held_out, settings.seed)
-    shower = Preview(base, trainable, images.vae, control, empty, settings, folder, watch)
-    run = loop.Training(trainable.task(notes), training, held_out, settings, plan, folder, shower)
+    shower = Preview(base, trainable, images.vae, control, empty, settings, place, watch)
+    run = loop.Training(trainable.task(notes), training, held_out, settings, plan, place, shower)
     run.resume(newest)
     newest = None
     run.run()
     made_by = f"trained: {run.step} steps on {len(training)} pictures, batch {settings.batch}, {settings.method}"
     model = trainable.concept(run.average.exported(), made_by)
     if distributed.rank() == 0:
-        _export(model, base, folder, settings, run.step, len(training), images.latents)
-    return Outcome(model, folder, torch.tensor(run.history, dtype=torch.float64), run.step)
+        _export(model, base, place, settings, run.step, len(training), images.latents)
+    return Outcome(model, place, torch.tensor(run.history, dtype=torch.float64), run.step)
+
+
+def loss_image(made: Outcome) -> Tensor:
+    """The curve of a run as an IMAGE (1, H, W, 3); grey where matplotlib is missing."""
+    try:
+        return torch.from_numpy(folder.plot(made.history)).float().div(255).unsqueeze(0)
+    except ImportError:
+        return torch.full((1, 64, 64, 3), 0.5)
 
 
 def encode(clip, text: str) -> list:
@@ -130,18 +138,18 @@ def _available(device: torch.device) -> int | None:
     return comfy.model_management.get_total_memory(device)
 
 
-def _export(model: ModelPatcher, base: ModelPatcher, folder: RunFolder, settings: Settings, step: int, pictures: int,
+def _export(model: ModelPatcher, base: ModelPatcher, place: RunFolder, settings: Settings, step: int, pictures: int,
             latents: data.Latents) -> None:
     """The concept model as files for this pack and, of a LoRA, for the host's own loader; how to use them."""
     types = {torch.float32: "fp32", torch.bfloat16: "bf16"}
     dtype = types.get(base.model_dtype(), "fp16")
     name = settings.run_name
-    checkpoint.write(folder.path / f"{name}.safetensors", *concept_files.content(model, dtype))
+    checkpoint.write(place.path / f"{name}.safetensors", *concept_files.content(model, dtype))
     if settings.method == "LoRA":
-        checkpoint.write(folder.path / f"{name}_stock_lora.safetensors",
+        checkpoint.write(place.path / f"{name}_stock_lora.safetensors",
                          *concept_files.content(model, dtype, "stock LoRA", base))
     lora = (f"\n* `{name}_stock_lora.safetensors`: the same for Load LoRA, at strength 1" if settings.method == "LoRA"
             else "")
-    folder.write_readme(README.format(name=name, steps=step, pictures=pictures, method=settings.method, lora=lora,
+    place.write_readme(README.format(name=name, steps=step, pictures=pictures, method=settings.method, lora=lora,
                                       file=f"{name}.safetensors", skipped=latents.report(1000),
                                       base=settings.checkpoint or type(base.model.model_config).__name__))

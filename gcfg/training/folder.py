@@ -6,7 +6,9 @@ import csv
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from . import settings as settings_file
@@ -56,19 +58,24 @@ class RunFolder:
     def write_curve(self, history: Tensor) -> None:
         """loss.png; nothing where matplotlib is missing."""
         try:
-            figure = curve(history)
+            pixels = plot(history)
         except ImportError:
             return
         temporary = self.curve.with_name(f".{self.curve.name}.part")
-        figure.savefig(temporary, format="png", dpi=100)
+        Image.fromarray(pixels).save(temporary, format="png")
         os.replace(temporary, self.curve)
 
     def write_readme(self, text: str) -> None:
         replace_text(self.path / "README.md", text)
 
 
-def curve(history: Tensor):
-    """The losses of a run as a matplotlib figure: per step faintly, its running mean, and the held-out loss."""
+def plot(history: Tensor) -> np.ndarray:
+    """The losses of a run, (H, W, 3) uint8: per step faintly, their running mean, and the held-out loss.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.68, 4.32), layout="constrained")
@@ -83,7 +90,9 @@ def curve(history: Tensor):
     axes.set_ylabel("loss")
     axes.legend()
     axes.grid(alpha=0.3)
-    return figure
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def running_mean(values: Tensor, weight: float = 0.05) -> Tensor:

@@ -212,7 +212,7 @@ def test_gradient_is_clipped(make):
     assert all((p - before[n]).abs().max() < 1e-2 for n, p in run.task.parameters.items())
 
 
-def test_curve_and_running_mean():
+def test_plot_and_running_mean():
     history = torch.tensor([[0, math.nan, 1.0, math.nan, math.nan], [1, 2.0, math.nan, 0.1, 1.0]], dtype=torch.float64)
     assert folder.running_mean(history[:, 1]).tolist() == [0.0, 1.0]
-    assert folder.curve(history).axes
+    assert folder.plot(history).shape == (432, 768, 3)
