@@ -3,8 +3,9 @@
     python benchmarks/sampling.py [--size tiny|sd15|sdxl] [--latent 64] [--steps 4] [--repeats 5] [--device cpu|cuda]
 
 One run measures everything, repetitions interleaved, and prints the medians as a table of ratios to plain CFG. The
-weights are random: speed does not depend on them. Three guidances need three predictions: the unconditional and the
-conditional one of the base, and the concept's.
+weights are random: speed does not depend on them. "n guidances" are the control guidance, the concept guidance and
+n - 2 more prompts on the base: n + 1 predictions. Time is wall time on a GPU; on a CPU it is the process's CPU time in
+one thread, which other work on the machine disturbs less.
 """
 
 import argparse
@@ -141,17 +142,18 @@ def measure(bench: Bench) -> list[tuple]:
     times = {name: [] for name in bench.variants}
     peaks = dict.fromkeys(bench.variants)
     cuda = bench.args.device == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
     counted = {name: passes(bench, run) for name, (run, *_) in bench.variants.items()}  # warms up, too
     for _ in range(bench.args.repeats):
         for name, (run, *_) in bench.variants.items():
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            begin = time.perf_counter()
+            begin = clock()
             run()
             if cuda:
                 torch.cuda.synchronize()
                 peaks[name] = torch.cuda.max_memory_allocated()
-            times[name].append((time.perf_counter() - begin) / bench.args.steps)
+            times[name].append((clock() - begin) / bench.args.steps)
     return [(name, statistics.median(times[name]), counted[name], weight_bytes(*models, adapters=adapters), peaks[name])
             for name, (_, models, adapters) in bench.variants.items()]
 
@@ -180,12 +182,13 @@ def main() -> int:
     if host is None:
         parser.exit(3, f"{NO_HOST}\n")
     pack = start(host, cpu=args.device == "cpu")
+    torch.set_num_threads(1)
     import comfy.utils
     comfy.utils.PROGRESS_BAR_ENABLED = False
     with torch.inference_mode():
         rows = measure(Bench(args, pack))
     print(f"{args.size}, latent {args.latent} x {args.latent}, {args.steps} steps, median of {args.repeats} on "
-          f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n\n{table(rows)}")
+          f"{args.device}, torch {torch.__version__}\n\n{table(rows)}")
     return 0
 
 
