@@ -51,7 +51,7 @@ class Step:
         if self.in_host_batch or model is not self.run.guider.inner_model or "context_handler" in options:
             return executor(model, conds, x, timestep, options)
         self.in_host_batch = True
-        keys = [None if cond is None else self._key(cond) for cond in conds]
+        keys = [None if cond is None else self.key_of(cond) for cond in conds]
         rows: dict[Hashable, Row] = {}
         for position, (key, cond) in enumerate(zip(keys, conds, strict=True)):
             if isinstance(key, Prediction) and key.model != BASE:
@@ -69,7 +69,7 @@ class Step:
         self._keep(dict(zip(rows, found, strict=True)), reused)
         return [torch.zeros_like(x) if key is None else self.predictions[key] for key in keys]
 
-    def _key(self, cond: list[dict]) -> Hashable:
+    def key_of(self, cond: list[dict]) -> Hashable:
         """What the host asks for with one of its conditionings: a prediction of the recipe, or something of its own."""
         host = self.run.guider.conds
         if cond is host.get("negative") or (self.run.only_unconditional and cond is host.get("positive")):
@@ -82,7 +82,7 @@ class Step:
         """Post-CFG function: the host's result and the recipe's guidances, checked for NaN."""
         for kind in ("cond", "uncond"):  # where another pack's function replaced the host's batch
             if args.get(kind) is not None:
-                self.predictions.setdefault(self._key(args[kind]), args[f"{kind}_denoised"])
+                self.predictions.setdefault(self.key_of(args[kind]), args[f"{kind}_denoised"])
         self.in_host_batch = True
         for name in self.run.lanes:
             self._evaluate(self._missing(name), args["model_options"])
