@@ -79,3 +79,23 @@ def server(tmp_path_factory):
     with serve(HOST, folder) as running:
         running.models = models
         yield running
+
+
+@pytest.fixture
+def prompts(tiny):
+    """Positive and negative conditioning for ``base``."""
+    return tiny.conditioning(1), tiny.conditioning(2)
+
+
+@pytest.fixture
+def text(tiny):
+    """One conditioning for ``base``."""
+    return tiny.conditioning(1)
+
+
+@pytest.fixture
+def null_text(tiny):
+    """A null-text model with weights that are not the base's."""
+    from gcfg_pack.gcfg.host import convert
+
+    return convert.convert(tiny.sd15(seed=2), tiny.conditioning(5), latents=2, size=8)[0]

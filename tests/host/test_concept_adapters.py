@@ -15,17 +15,6 @@ from harness.concepts import same, sample, weights_of, written
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def text(tiny):
-    return tiny.conditioning(1)
-
-
-@pytest.fixture
-def null_text(tiny):
-    """A null-text model with weights that are not the base's."""
-    return convert.convert(tiny.sd15(seed=2), tiny.conditioning(5), latents=2, size=8)[0]
-
-
 def test_an_adapter_of_full_rank_is_the_concept(base, null_text, text, tiny):
     before, plain = {k: v.clone() for k, v in weights_of(base).items()}, sample(base, text)
     model, report = convert.extract(base, null_text, rank=1280)

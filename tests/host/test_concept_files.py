@@ -14,17 +14,6 @@ from harness.concepts import same, sample, weights_of, written
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def text(tiny):
-    return tiny.conditioning(1)
-
-
-@pytest.fixture
-def null_text(tiny):
-    """A null-text model with weights that are not the base's."""
-    return convert.convert(tiny.sd15(seed=2), tiny.conditioning(5), latents=2, size=8)[0]
-
-
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_save_and_load_are_bit_equal(base, null_text, tmp_path, text, dtype):
     path = written(tmp_path / "c.safetensors", null_text, dtype)

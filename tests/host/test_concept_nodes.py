@@ -16,17 +16,6 @@ from harness.find import PACK
 
 
 @pytest.fixture
-def text(tiny):
-    return tiny.conditioning(1)
-
-
-@pytest.fixture
-def null_text(tiny):
-    """A null-text model with weights that are not the base's."""
-    return convert.convert(tiny.sd15(seed=2), tiny.conditioning(5), latents=2, size=8)[0]
-
-
-@pytest.fixture
 def models(tmp_path, monkeypatch):
     """Model, output and registered folders of this test alone."""
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))

@@ -16,11 +16,6 @@ from harness.node import call
 from harness.sampling import counted, gcfg, relative, without_free_memory
 
 
-@pytest.fixture
-def prompts(tiny):
-    return tiny.conditioning(1), tiny.conditioning(2)
-
-
 def null_text_adapter(tiny, model, seed=11, rank=4):
     """A concept adapter with low-rank pairs on all linear and convolution layers, norm deltas and features."""
     whole = model.model.diffusion_model.state_dict()

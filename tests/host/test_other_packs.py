@@ -21,11 +21,6 @@ PATCHES = {
 }
 
 
-@pytest.fixture
-def prompts(tiny):
-    return tiny.conditioning(1), tiny.conditioning(2)
-
-
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("name", PATCHES)
 def test_stock_patches(tiny, base, concept, prompts, name, order):

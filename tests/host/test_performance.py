@@ -10,11 +10,6 @@ from gcfg_pack.gcfg.host.patch import apply
 from harness.sampling import counted, guided, relative, stock
 
 
-@pytest.fixture
-def prompts(tiny):
-    return tiny.conditioning(1), tiny.conditioning(2)
-
-
 def test_refresh_every_second_step(tiny, base, concept, prompts):
     positive, negative = prompts
     patched = apply(base, [Link(model=concept)], performance=Performance(refresh_every=2))

@@ -12,11 +12,6 @@ from gcfg_pack.gcfg.host.patch import apply
 from harness.sampling import gcfg, guided, relative, sampled, stock, through_guider
 
 
-@pytest.fixture
-def prompts(tiny):
-    return tiny.conditioning(1), tiny.conditioning(2)
-
-
 def weights(patcher):
     return {name: value.clone() for name, value in patcher.model.state_dict().items()}
 

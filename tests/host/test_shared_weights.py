@@ -11,11 +11,6 @@ from gcfg_pack.gcfg.host.patch import apply
 from harness.sampling import counted, gcfg, relative, stock, through_guider
 
 
-@pytest.fixture
-def prompts(tiny):
-    return tiny.conditioning(1), tiny.conditioning(2)
-
-
 def with_lora(tiny, model, seed=3, strength=1.0):
     """The MODEL that the stock LoRA loader gives: a clone that shares its module."""
     return comfy.sd.load_lora_for_models(model, None, tiny.lora(model, seed), strength, 0.0)[0]
