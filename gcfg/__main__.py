@@ -6,13 +6,16 @@ import argparse
 import sys
 from importlib import import_module
 
-VERBS = {"demo": ("gcfg.demo", "draw the methods side by side with tiny models that come with the package")}
+VERBS = {
+    "demo": ("gcfg.demo", "draw the methods side by side with tiny models that come with the package"),
+    "train": ("gcfg.train", "train a concept model on a folder of pictures (needs ComfyUI)"),
+}
 """By verb: the module with ``add_arguments(parser)`` and ``run(arguments)``, and what it does in a line."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
-    parser = argparse.ArgumentParser("python -m gcfg", description="GCFG: multi-guidance sampling, without ComfyUI.")
+    parser = argparse.ArgumentParser("python -m gcfg", description="GCFG: multi-guidance sampling on the command line.")
     verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="verb")
     for verb, (module, about) in VERBS.items():
         tool = import_module(module)

@@ -54,9 +54,8 @@ class Outcome:
 
 
 def run_folder(settings: Settings) -> RunFolder:
-    """The folder of a run: below ``settings.output``, or where Load Concept Model finds its files."""
-    root = settings.output or Path(folder_paths.get_output_directory()) / concept_files.FOLDER
-    return RunFolder(Path(root).expanduser() / settings.run_name)
+    """The folder of a run."""
+    return RunFolder(Path(settings.output) / settings.run_name)
 
 
 def train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, watch: Watch) -> Outcome:
@@ -74,8 +73,10 @@ def train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, w
         Diverged, OutOfMemory, OSError: see ``loop.Training.run``.
     """
     source = images.source
-    settings = replace(settings, folder=source.folder, resolution=source.resolution, flip=source.flip,
-                       crop="square" if source.square else "buckets")
+    output = settings.output or Path(folder_paths.get_output_directory()) / concept_files.FOLDER
+    settings = replace(settings, output=str(Path(output).expanduser().resolve()),
+                       folder=str(Path(source.folder).expanduser().resolve()), resolution=source.resolution,
+                       flip=source.flip, crop="square" if source.square else "buckets")
     with torch.inference_mode(False), torch.enable_grad():
         try:
             return _train(base, clip, images, settings, watch)
