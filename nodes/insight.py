@@ -124,7 +124,7 @@ class GCFGPreset(io.ComfyNode):
                     "The prompt. For InstructPix2Pix: image and instruction.")),
                 io.Conditioning.Input("conditioning_2", optional=True, tooltip=(
                     "Composable diffusion: the second prompt. Perp-Neg: the prompt to avoid. InstructPix2Pix: the "
-                    "image without an instruction.")),
+                    "image without an instruction. Concept across control: the concept's class, or nothing.")),
                 io.Model.Input("model", optional=True, tooltip=(
                     "Perturbed-attention and personalization guidance: the sampler's model.")),
                 io.Model.Input("model_2", optional=True, tooltip=(

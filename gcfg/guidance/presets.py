@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from .recipe import BASE, UNCONDITIONAL, Guidance, Prediction, Recipe
 
-POSITIVE, NEGATIVE, IMAGE = "positive", "negative", "image"
-"""Conditionings: the prompt; a prompt to avoid; an image to edit, without text."""
+POSITIVE, NEGATIVE, IMAGE, CLASS = "positive", "negative", "image", "class"
+"""Conditionings: the prompt; a prompt to avoid; an image to edit, without text; what all pictures of a concept are."""
 CONCEPT, TUNED, WEAK, PERTURBED, MIXED = "concept", "tuned", "weak", "perturbed", "mixed"
 """Models: a null-text concept model; a fine-tuned model; a weaker one; the base with identity self-attention; weights
 between base and fine-tuned model."""
@@ -107,12 +107,16 @@ def concept_centric(control_scale: float, concept_scale: float) -> Recipe:
                    Guidance(Prediction(CONCEPT, UNCONDITIONAL), scale=concept_scale, name="concept")))
 
 
-def concept_across_control(control_scale: float, concept_scale: float) -> Recipe:
+def concept_across_control(control_scale: float, concept_scale: float, measured_from: str = UNCONDITIONAL) -> Recipe:
     """Concept-centric, the concept guidance without its part along the control guidance (as in Perp-Neg).
 
-    ``D = D_0 + concept_scale (g - <g, d> / |d|^2 d) + control_scale d`` with g = D(concept) - D_0, d = D(c) - D_0:
-    the concept can no longer pull what the prompt asks for back to what it knows.
+    ``D = D_0 + concept_scale (g - <g, d> / |d|^2 d) + control_scale d`` with g = D(concept) - D_0, d = D(c) - D(m):
+    the concept can no longer pull what the prompt asks for back to what it knows (benchmarks/miniature/RESULTS.md).
+
+    Args:
+        measured_from: conditioning m; CLASS leaves what the prompt adds to the concept's class in the base's words.
     """
-    return Recipe((Guidance(PROMPT, scale=control_scale, name="control"),
+    reference = Prediction(BASE, measured_from)
+    return Recipe((Guidance(PROMPT, reference, control_scale, name="control"),
                    Guidance(Prediction(CONCEPT, UNCONDITIONAL), scale=concept_scale, name="concept across control",
-                            perpendicular_to=(PROMPT, Prediction()))))
+                            perpendicular_to=(PROMPT, reference))))

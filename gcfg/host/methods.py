@@ -60,7 +60,9 @@ METHODS = {
         {"model_2": "the concept model"},
         lambda s: presets.concept_centric(s.scale if s.positive is not None else 0.0, s.scale_2)),
     "concept across control": Method(
-        PROMPT | {"model_2": "the concept model"}, lambda s: presets.concept_across_control(s.scale, s.scale_2)),
+        PROMPT | {"model_2": "the concept model"},
+        lambda s: presets.concept_across_control(
+            s.scale, s.scale_2, presets.UNCONDITIONAL if s.conditioning_2 is None else presets.CLASS)),
 }
 
 
@@ -80,7 +82,7 @@ def chain_for(method: str, sockets: Sockets) -> tuple[Link, ...]:
         models[presets.PERTURBED] = perturbed(sockets.model)
     if presets.MIXED in names:
         models[presets.MIXED] = interpolated(sockets.model, sockets.model_2, sockets.weight)
-    second = dict.fromkeys((presets.NEGATIVE, presets.IMAGE, SECOND), sockets.conditioning_2)
+    second = dict.fromkeys((presets.NEGATIVE, presets.IMAGE, presets.CLASS, SECOND), sockets.conditioning_2)
     return chain_of(recipe, models, {presets.POSITIVE: sockets.positive, **second})
 
 

@@ -125,6 +125,10 @@ def test_concept_across_control(known, x):
     g, d = concept - null, control - null
     recipe = presets.concept_across_control(4.0, 1.5)
     assert same(run(recipe, known, x), null + 4.0 * d + 1.5 * (g - along(g, d)))
+    of_class = known[Prediction(BASE, "class")]
+    recipe = presets.concept_across_control(4.0, 1.5, presets.CLASS)
+    d = control - of_class
+    assert same(run(recipe, known, x), null + 4.0 * d + 1.5 * (g - along(g, d)))
 
 
 def test_recipes_survive_a_file_and_new_names():

@@ -53,8 +53,8 @@ FORMULAS = {  # by the names of the denoised predictions: 0 null, p positive, s 
     "domain guidance": lambda d: 3.0 * d["tp"] + (1 - 3.0) * d["0"],
     "personalization guidance": lambda d: d["mixed"] + 3.0 * (d["tp"] - d["mixed"]),
     "concept-centric": lambda d: d["0"] + 3.0 * (d["p"] - d["0"]) + 0.7 * (d["t0"] - d["0"]),
-    "concept across control": lambda d: d["0"] + 3.0 * (d["p"] - d["0"]) + 0.7 * across(d["t0"] - d["0"],
-                                                                                       d["p"] - d["0"]),
+    "concept across control": lambda d: d["0"] + 3.0 * (d["p"] - d["s"]) + 0.7 * across(d["t0"] - d["0"],
+                                                                                       d["p"] - d["s"]),
 }
 
 
@@ -70,6 +70,15 @@ def test_presets_equal_their_formulas(tiny, base, concept, prompts, name):
     assert relative(result, FORMULAS[name](found)) < 5e-4
     node = gcfg(base, positive, negative, tiny.latent(), control_scale=0.0, links=chain, steps=1)
     assert relative(node, result) < 5e-4
+
+
+def test_concept_across_control_without_a_class(tiny, base, concept, prompts):
+    positive, negative, _ = prompts
+    chain = GCFGPreset.execute("concept across control", 3.0, 0.7, 0.0, positive=positive, model_2=concept).args[0]
+    result = guided(Guider(base, negative, chain), tiny.latent(), steps=1)
+    d0, dp, dc = (denoised(tiny, model, c, negative)
+                  for model, c in ((base, negative), (base, positive), (concept, negative)))
+    assert relative(result, d0 + 3.0 * (dp - d0) + 0.7 * across(dc - d0, dp - d0)) < 5e-4
 
 
 def test_concept_centric_without_a_prompt_is_the_rectified_form(tiny, base, concept, prompts):
