@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,10 +116,11 @@ def _train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, 
 
 
 def loss_image(made: Outcome) -> Tensor:
-    """The curve of a run as an IMAGE (1, H, W, 3); grey where matplotlib is missing."""
+    """The curve of a run as an IMAGE (1, H, W, 3); without matplotlib it is grey and the log says what to install."""
     try:
         return torch.from_numpy(folder.plot(made.history)).float().div(255).unsqueeze(0)
-    except ImportError:
+    except ImportError as missing:
+        logging.warning("GCFG: the trained model is saved, but its loss cannot be drawn: %s", missing)
         return torch.full((1, 64, 64, 3), 0.5)
 
 
