@@ -114,8 +114,9 @@ def place_files(base: Path, host: Path) -> None:
         for node in workflow.nodes().values():
             for key, folder in FOLDERS.items():
                 if key in node.inputs:
-                    (base / "models" / folder).mkdir(parents=True, exist_ok=True)
-                    (base / "models" / folder / node.inputs[key]).touch()
+                    path = base / "models" / folder / node.inputs[key]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.touch()
 
 
 def write(frontend, workflow: Workflow, folder: Path, version: str) -> None:

@@ -26,6 +26,7 @@ CONCEPT = "concept_faces.safetensors"
 ADAPTER = "concept_faces_adapter.safetensors"
 TUNED = "faces_fine_tuned.safetensors"
 LORA = "faces_lora.safetensors"
+RUN = "faces/faces.safetensors"
 CONTROLNET = "control_v11p_sd15_canny_fp16.safetensors"
 
 # Where a file can be had; concept models are the user's own.
@@ -79,6 +80,19 @@ def sampler(**inputs) -> Node:
 def images(prefix: str, latent: tuple = ("sampler", 0)) -> dict[str, Node]:
     return {"decode": Node("VAEDecode", {"samples": latent, "vae": ("base", 2)}),
             "save": Node("SaveImage", {"images": ("decode", 0), "filename_prefix": f"gcfg/{prefix}"})}
+
+
+def training(**inputs) -> Node:
+    """Train Concept Model with the paper's recipe, all settings written out as the frontend writes them."""
+    settings = {
+        "model": ("base", 0), "clip": ("base", 1), "images": ("pictures", 0), "run_name": "faces", "target_steps": 5000,
+        "method": "full", "rank": 16, "memory": "auto", "learning_rate": 1e-5, "batch": 32, "ema": True, "seed": 0,
+        "save_every": 250, "preview_every": 250, "preview_prompt": "", "preview_steps": 20, "held_out": 16,
+        "held_out_every": 50, "schedule": "constant", "warm_up": 0, "optimizer": "auto", "weight_decay": 0.01,
+        "gradient_clip": 1.0, "ema_decay": 0.9999, "ema_device": "auto", "precision": "auto", "micro_batch": 0,
+        "checkpointing": "auto", "fused_backward": False, "min_snr": 0.0, "noise_offset": 0.0,
+    }
+    return Node("GCFGTrainConceptModel", settings | inputs)
 
 
 def prompts(text: str = GLASSES) -> dict[str, Node]:

@@ -50,7 +50,7 @@ def stock(prompt: str = "a cat", seed: int = 1) -> dict:
 def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int | None = None) -> dict:
     """A copy that loads ``files`` and, where given, makes images of ``size`` pixels in ``steps`` steps.
 
-    Fewer steps also mean that a conversion measures on one latent only.
+    Fewer steps also mean that a conversion measures on one latent only, and a training is as short.
     An empty name in ``files`` keeps the file that the workflow names.
     """
     adapted = copy.deepcopy(workflow)
@@ -65,13 +65,26 @@ def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int
             _shorten(inputs, steps)
         if steps is not None and _is_number(inputs.get("samples")):
             inputs["samples"] = 1
+        if size is not None and _is_number(inputs.get("resolution")):
+            inputs["resolution"] = size
+        if steps is not None and _is_number(inputs.get("target_steps")):
+            inputs |= {"target_steps": steps, "preview_steps": steps, "batch": 2}
     return adapted
 
 
 def provide_images(workflow: dict, folder: Path, size: int = 64) -> list[Path]:
-    """Draw every image that a workflow loads and ``folder`` does not have: a disc on a gradient, half transparent."""
+    """Draw every image that a workflow loads and ``folder`` does not have: a disc on a gradient, half transparent.
+
+    A folder of pictures becomes one below ``folder``, with a few of them.
+    """
     drawn = []
     for node in workflow.values():
+        if node["class_type"] == "GCFGImageFolder":
+            place = folder / "pictures"
+            place.mkdir(parents=True, exist_ok=True)
+            for k in range(4):
+                Image.fromarray(_disc(size + k)).save(place / f"{k}.png")
+            node["inputs"]["folder"] = str(place)
         name = node["inputs"].get("image")
         if node["class_type"] not in _IMAGE_NODES or not isinstance(name, str):
             continue
