@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,3 +192,11 @@ class Order:
             rest += (order * (missing // len(order) + 1))[:missing]
             batches += [rest[k:k + self.batch] for k in range(0, len(rest), self.batch)]
         return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]
+
+
+def micro_batches(shapes: Mapping[int, tuple[int, ...]], size: int) -> list[list[int]]:
+    """Places of a batch, given with their shapes, in groups of one shape and at most ``size``."""
+    by_shape: dict[tuple, list[int]] = {}
+    for place, shape in shapes.items():
+        by_shape.setdefault(shape, []).append(place)
+    return [members[k:k + size] for members in by_shape.values() for k in range(0, len(members), size)]

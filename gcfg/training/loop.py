@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import distributed, state
 from .average import Average
-from .data import Latent, Order
+from .data import Latent, Order, micro_batches
 from .folder import COLUMNS, RunFolder
 from .memory import Plan
 from .objectives import offset_noise
@@ -85,7 +85,7 @@ class Training:
         while self.step < s.target_steps:
             if distributed.any_of(self.watch.interrupted(), self.task.device):
                 break
-            loss, norm, rate = self._optimize()
+            loss, norm, rate = self.optimize()
             self.step += 1
             last = self.step == s.target_steps
             due = s.held_out_every and self.held_out and (last or self.step % s.held_out_every == 0)
@@ -95,11 +95,18 @@ class Training:
             if self.step % s.save_every == 0:
                 self.save()
             if s.preview_every and (last or self.step % s.preview_every == 0) and distributed.rank() == 0:
-                with self.average.applied():
-                    self.watch.preview(self.step)
+                self._preview()
         self.save()
 
-    def _optimize(self) -> tuple[float, float, float]:
+    def _preview(self) -> None:
+        try:
+            with self.average.applied():
+                self.watch.preview(self.step)
+        except BaseException:  # interrupted while sampling; the weights are whole again by now
+            self.save()
+            raise
+
+    def optimize(self) -> tuple[float, float, float]:
         """One optimizer step: its loss, the norm of its gradient, its learning rate."""
         parameters, rate = self.task.parameters, learning_rate(self.settings, self.step)
         if self.fused:
@@ -161,9 +168,10 @@ class Training:
     def _backward(self) -> float:
         """Gradients of this process's share of the batch; the mean loss over the whole batch."""
         batch = self.order.at(self.step)
-        mine = range(distributed.rank(), len(batch), distributed.world())
+        mine = {place: self.latents[batch[place]].shape
+                for place in range(distributed.rank(), len(batch), distributed.world())}
         total, broken = torch.zeros((), device=self.task.device), []
-        for group in self._micro_batches(batch, mine):
+        for group in micro_batches(mine, self.micro_batch):
             losses = self._losses(*self._samples(batch, group))
             finite = torch.isfinite(losses.detach())
             if not finite.all():
@@ -174,14 +182,6 @@ class Training:
         if distributed.any_of(bool(broken), self.task.device):
             self._diverged("the loss", broken)
         return float(distributed.total(total))
-
-    def _micro_batches(self, batch: Sequence[int], places: Sequence[int]) -> list[list[int]]:
-        """Places of a batch in groups of one shape, as large as the micro-batch."""
-        by_shape: dict[tuple, list[int]] = {}
-        for place in places:
-            by_shape.setdefault(self.latents[batch[place]].shape, []).append(place)
-        return [members[k:k + self.micro_batch] for members in by_shape.values()
-                for k in range(0, len(members), self.micro_batch)]
 
     def _samples(self, batch: Sequence[int], places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Latents, noise and levels for places of the batch; the same whatever the micro-batch is."""

@@ -101,7 +101,6 @@ class Optimizer:
         """Put back what ``tensors`` gave."""
         for full, value in tensors.items():
             name, _, key = full.rpartition("/")
-            parameter = self.parameters[name]
-            moved = value if key == "step" and value.device.type == "cpu" and parameter.device.type == "cpu" else \
-                value.to(parameter.device)
-            self.optimizers[name].state[self.masters[name]][key] = moved.clone()
+            counter = value.ndim == 0 and value.dtype == torch.int64  # some optimizers count in plain integers
+            put_back = int(value) if counter else value.to(self.parameters[name].device, copy=True)
+            self.optimizers[name].state[self.masters[name]][key] = put_back

@@ -198,6 +198,18 @@ def test_previews_use_the_average_and_are_due_at_the_end(make):
     assert watch.previews == [3, 6, 7]
 
 
+def test_interruption_of_a_preview_saves_too(make):
+    class Interrupted(Watch):
+        def preview(self, step):
+            raise KeyboardInterrupt
+    run = make("run", Interrupted(), preview_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    newest = state.latest(run.folder.states)
+    assert newest.step == 2
+    assert all(torch.equal(p, newest.parameters[n]) for n, p in run.task.parameters.items())
+
+
 def test_schedules():
     cosine = Settings(schedule="cosine", warm_up=10, target_steps=110, learning_rate=1.0)
     assert learning_rate(cosine, 0) == 0.1 and learning_rate(cosine, 10) == 1.0
