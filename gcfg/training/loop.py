@@ -46,8 +46,7 @@ class Training:
         self.order = Order([latent.shape for latent in latents], settings.batch, settings.seed)
         self.optimizer = Optimizer(task.parameters, plan.optimizer, settings.weight_decay, settings.seed)
         self.average = Average(task.parameters, settings.ema_decay if settings.ema else 0.0, plan.ema_on_cpu)
-        self.fused = settings.fused_backward
-        if self.fused and distributed.world() > 1:
+        if settings.fused_backward and distributed.world() > 1:
             raise ValueError("fused_backward works in one process only; switch it off for torchrun.")
 
     def resume(self, newest: State | None) -> None:
@@ -109,7 +108,7 @@ class Training:
     def optimize(self) -> tuple[float, float, float]:
         """One optimizer step: its loss, the norm of its gradient, its learning rate."""
         parameters, rate = self.task.parameters, learning_rate(self.settings, self.step)
-        if self.fused:
+        if self.settings.fused_backward:
             loss, norm = self._fused(rate), math.nan
         else:
             loss = self._backward_in_memory()

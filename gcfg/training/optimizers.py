@@ -55,6 +55,11 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
+def as_matrix(weight: Tensor) -> Tensor:
+    """A view of a convolution's weight (out, in, h, w) as (out, in * h * w), which Adafactor can factor well."""
+    return weight.view(len(weight), -1) if weight.ndim > 2 else weight
+
+
 class Optimizer:
     """Steps over named weights; deterministic for its seed and the number of the step.
 
@@ -66,8 +71,8 @@ class Optimizer:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], kind: str, weight_decay: float, seed: int):
         self.parameters, self.seed = parameters, seed
-        self.masters = {name: p if p.dtype == torch.float32 else nn.Parameter(torch.empty(0, device=p.device))
-                        for name, p in parameters.items()}
+        self.masters = {name: nn.Parameter(as_matrix(p.detach()) if p.dtype == torch.float32 else
+                                           torch.empty(0, device=p.device)) for name, p in parameters.items()}
         self.optimizers = {name: make(kind, master, weight_decay) for name, master in self.masters.items()}
 
     def step(self, number: int, rate: float) -> None:
@@ -82,15 +87,16 @@ class Optimizer:
         if parameter.grad is None:
             return
         optimizer.param_groups[0]["lr"] = rate
-        if master is parameter:
-            optimizer.step()
-        else:
-            master.data, master.grad = parameter.float(), parameter.grad.float()
-            optimizer.step()
+        rounded = parameter.dtype != torch.float32
+        if rounded:
+            master.data = as_matrix(parameter).float()
+        master.grad = as_matrix(parameter.grad.contiguous()).to(master.dtype)
+        optimizer.step()
+        if rounded:
             generator = torch.Generator(parameter.device).manual_seed(seed_of(self.seed, "round", number, name))
-            parameter.copy_(stochastic_round(master.data, generator))
-            master.data, master.grad = torch.empty(0, device=parameter.device), None
-        parameter.grad = None
+            parameter.copy_(stochastic_round(master.data, generator).view_as(parameter))
+            master.data = torch.empty(0, device=parameter.device)
+        parameter.grad = master.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by "<weight>/<value>", live."""

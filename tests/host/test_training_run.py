@@ -1,5 +1,7 @@
 """Runs in the host: they learn, go on to the bit, and leave the base as it was."""
 
+import gc
+
 import comfy.model_management
 import pytest
 import torch
@@ -159,3 +161,4 @@ def test_host_is_free_afterwards(base, train):
     train(base, target_steps=1)
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert not comfy.model_management.current_loaded_models
+    assert not [thing for thing in gc.get_objects() if type(thing) is trainable.Trainable]

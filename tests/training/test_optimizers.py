@@ -37,6 +37,15 @@ def test_adafactor_moves_by_about_the_rate():
     assert sum(t.numel() for t in optimizer.tensors().values()) < 24
 
 
+def test_adafactor_keeps_little_of_a_convolution_too():
+    weight = nn.Parameter(torch.randn(32, 16, 3, 3))
+    optimizer = optimizers.Optimizer({"w": weight}, "adafactor", 0.0, seed=0)
+    weight.grad, before = torch.randn(32, 16, 3, 3), weight.detach().clone()
+    optimizer.step(0, 1e-3)
+    assert not torch.equal(weight, before) and weight.grad is None
+    assert sum(value.numel() for value in optimizer.tensors().values()) < 0.05 * weight.numel()
+
+
 @pytest.mark.parametrize("kind, dtype", [("adamw", torch.float32), ("adafactor", torch.float32),
                                          ("adamw", torch.bfloat16), ("adafactor", torch.bfloat16)])
 def test_state_goes_on_exactly(kind, dtype):
