@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import torch
 
 from harness.find import NO_HOST, find_host
-from harness.process import start
+from harness.server.process import start
 
 UNETS = {
     "sd15": {"model_channels": 320, "num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4], "context_dim": 768,
@@ -36,7 +36,7 @@ def build(size: str, seed: int, dtype: torch.dtype):
     """A MODEL of the host with random weights: a tiny one, or one of real size."""
     import comfy.supported_models
 
-    from harness import tiny
+    from harness.models import tiny
     if size == "tiny":
         return tiny.sd15(seed, dtype=dtype)
     config = tiny._UNET | {"num_heads": -1, "num_head_channels": -1} | UNETS[size]
@@ -69,10 +69,10 @@ class Bench:
     """The variants, each a function that samples once, and what they need."""
 
     def __init__(self, args, pack):
-        from gcfg_pack.gcfg.host import concept
-        from gcfg_pack.gcfg.host.chain import Link
-        from gcfg_pack.gcfg.host.patch import apply
-        from harness import tiny
+        from gcfg_pack.gcfg.host.concepts import concept
+        from gcfg_pack.gcfg.host.sampling.chain import Link
+        from gcfg_pack.gcfg.host.sampling.patch import apply
+        from harness.models import tiny
         self.args = args
         dtype = torch.float32 if args.device == "cpu" else torch.float16
         self.base, self.second = build(args.size, 1, dtype), build(args.size, 2, dtype)

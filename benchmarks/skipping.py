@@ -121,14 +121,14 @@ def table(outcomes: list[dict[str, Outcome]]) -> str:
 
 def host_table(host: Path, steps: int) -> str:
     """Relative difference of the final latent from full GCFG on a tiny random network of the host."""
-    from harness.process import start
+    from harness.server.process import start
     start(host)
     import comfy.utils
 
     from gcfg_pack.gcfg import guidance
-    from gcfg_pack.gcfg.host.chain import Link
-    from gcfg_pack.gcfg.host.patch import apply
-    from harness import tiny
+    from gcfg_pack.gcfg.host.sampling.chain import Link
+    from gcfg_pack.gcfg.host.sampling.patch import apply
+    from harness.models import tiny
     from harness.sampling import counted, stock
     comfy.utils.PROGRESS_BAR_ENABLED = False
     base, concept = tiny.sd15(1), tiny.sd15(2)

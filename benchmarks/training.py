@@ -25,7 +25,7 @@ import torch
 from sampling import build
 
 from harness.find import find_host
-from harness.process import start
+from harness.server.process import start
 
 ROWS = {
     "full, 24 GB": {"memory": "24 GB"},
@@ -70,12 +70,12 @@ def size_of(tensors) -> int:
 def ours(changes: dict, args: argparse.Namespace):
     """The training of this pack."""
     start(find_host(), cpu=args.device == "cpu")
-    from gcfg_pack.gcfg.host import trainable
+    from gcfg_pack.gcfg.host.training import trainable
     from gcfg_pack.gcfg.training import data, memory, optimizers
     from gcfg_pack.gcfg.training.folder import RunFolder
     from gcfg_pack.gcfg.training.loop import Training
     from gcfg_pack.gcfg.training.settings import Settings
-    from harness import tiny
+    from harness.models import tiny
 
     settings = Settings(batch=BATCH, **changes)
     plan = memory.plan(settings, None, optimizers.has_8_bit())

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     comfyui.start(host, cpu=not cuda)
-    from .host.command_line import train
+    from .host.training.command_line import train
     from .training import distributed
 
     with distributed.joined(cuda), Interruption() as interruption:

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..gcfg.guidance import Performance, Schedule, Shaping
 from ..gcfg.guidance.schedule import KINDS, parse_points
-from ..gcfg.host.chain import REFERENCES, Link
+from ..gcfg.host.sampling.chain import REFERENCES, Link
 
 GuidanceSocket = io.Custom("GCFG_GUIDANCE")
 ScheduleSocket = io.Custom("GCFG_SCHEDULE")

@@ -6,9 +6,9 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 
 from ..gcfg.guidance.trace_plot import plot
-from ..gcfg.host import grid
-from ..gcfg.host.methods import METHODS, Sockets, chain_for
-from ..gcfg.host.tracing import trace_of
+from ..gcfg.host.sampling import grid
+from ..gcfg.host.sampling.methods import METHODS, Sockets, chain_for
+from ..gcfg.host.sampling.tracing import trace_of
 from .guidance import GuidanceSocket
 from .sampling import MAX_SEED, guidance_input, inputs_before_seed, performance_input, sample_stock, with_guidances
 

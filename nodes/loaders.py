@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io, ui
 
-from ..gcfg.host import concept, concept_files, convert
+from ..gcfg.host.concepts import concept, convert
+from ..gcfg.host.concepts import files as concept_files
 
 concept_files.register_folder()
 

@@ -4,9 +4,9 @@ import comfy.samplers
 from comfy_api.latest import io
 from nodes import common_ksampler
 
-from ..gcfg.host.chain import Link
-from ..gcfg.host.guider import Guider
-from ..gcfg.host.patch import apply
+from ..gcfg.host.sampling.chain import Link
+from ..gcfg.host.sampling.guider import Guider
+from ..gcfg.host.sampling.patch import apply
 from .guidance import GuidanceSocket, PerformanceSocket
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF

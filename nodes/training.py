@@ -6,8 +6,9 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..gcfg.host import images, training
-from ..gcfg.host.preview import NodeWatch
+from ..gcfg.host.training import images
+from ..gcfg.host.training import train as training
+from ..gcfg.host.training.preview import NodeWatch
 from ..gcfg.training import settings as choices
 from ..gcfg.training.data import Source
 from ..gcfg.training.settings import Settings

@@ -20,9 +20,9 @@ from PIL import Image
 from workflow_graphs import WORKFLOWS
 from workflow_parts import SOURCES, Workflow
 
-from harness.browser import browse
 from harness.find import PACK, find_host
-from harness.server import serve
+from harness.server.browser import browse
+from harness.server.serve import serve
 
 HOST_VERSION = "0.3.64"  # the oldest ComfyUI that the workflows run on
 FOLDERS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models", "lora_name": "loras",

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 try:
     from harness import workflow as workflows
-    from harness.files import ModelFiles, write_models
     from harness.find import PACK, HostNotFound, find_host, is_host
-    from harness.server import ServerError, serve
+    from harness.models.files import ModelFiles, write_models
+    from harness.server.serve import ServerError, serve
 except ImportError as missing:
     print(f"{missing}. Install the test tools first: python -m pip install -e \".[test]\"", file=sys.stderr)
     raise SystemExit(3) from missing

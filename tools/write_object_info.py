@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write the snapshot of the pack's nodes for its current version, which ``tests/host/test_object_info.py`` keeps.
+"""Write the snapshot of the nodes of this version, which ``tests/host/server/test_object_info.py`` keeps.
+
 
 Run it when a version is released, or when nodes of an unreleased version are meant to change.
 """
@@ -12,13 +13,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from harness.find import PACK, find_host
-from harness.object_info import snapshot
-from harness.server import serve
+from harness.server.object_info import snapshot
+from harness.server.serve import serve
 
 
 def main() -> None:
     version = re.search(r'^version = "(.+)"$', (PACK / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    path = PACK / "tests" / "host" / "object_info" / f"{version}.json"
+    path = PACK / "tests" / "host" / "server" / "object_info" / f"{version}.json"
     path.parent.mkdir(exist_ok=True)
     with serve(find_host()) as server:
         path.write_text(json.dumps(snapshot(server), indent=1) + "\n")

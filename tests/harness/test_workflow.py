@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from harness import workflow
-from harness.files import ModelFiles
+from harness.models.files import ModelFiles
 
 TINY = ModelFiles("c.ckpt", "u.ckpt", "", "n.pth")
 

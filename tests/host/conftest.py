@@ -9,7 +9,7 @@ import os
 import pytest
 
 from harness.find import NO_HOST, HostNotFound, find_host
-from harness.process import start
+from harness.server.process import start
 
 try:
     HOST = find_host()
@@ -51,7 +51,7 @@ def host():
 @pytest.fixture(scope="session")
 def tiny():
     """The builders of ``harness.tiny``: genuine models of the host, from a seed."""
-    from harness import tiny
+    from harness.models import tiny
 
     return tiny
 
@@ -71,8 +71,8 @@ def concept(tiny):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A running server of the host with the pack in it; ``server.models`` names the tiny model files."""
-    from harness.files import write_models
-    from harness.server import serve
+    from harness.models.files import write_models
+    from harness.server.serve import serve
 
     folder = tmp_path_factory.mktemp("server")
     models = write_models(folder / "models")
@@ -96,6 +96,6 @@ def text(tiny):
 @pytest.fixture
 def null_text(tiny):
     """A null-text model with weights that are not the base's."""
-    from gcfg_pack.gcfg.host import convert
+    from gcfg_pack.gcfg.host.concepts import convert
 
     return convert.convert(tiny.sd15(seed=2), tiny.conditioning(5), latents=2, size=8)[0]

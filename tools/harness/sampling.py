@@ -7,8 +7,8 @@ import nodes
 import torch
 from comfy_extras import nodes_custom_sampler as custom
 
-from gcfg_pack.gcfg.host.chain import Link
-from gcfg_pack.gcfg.host.guider import Guider
+from gcfg_pack.gcfg.host.sampling.chain import Link
+from gcfg_pack.gcfg.host.sampling.guider import Guider
 from gcfg_pack.nodes.sampling import GCFGKSampler
 
 from .node import call

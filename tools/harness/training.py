@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from .tiny import conditioning
+from .models.tiny import conditioning
 
 
 def draw_pictures(folder: Path, count: int = 30, size: int = 64, seed: int = 0) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .files import ModelFiles
+from .models.files import ModelFiles
 
 # The input of a loader node that names a file, and the field of ``ModelFiles`` that takes its place.
 _LOADERS = {

@@ -1,0 +1,1 @@
+"""Concept models as MODELs of the host: read, built, converted, written."""

@@ -1,0 +1,138 @@
+"""Null-text concept models made from MODELs: conversion with calibration, and extraction of adapters."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...nulltext import adapter, calibrate
+from ...nulltext.identify import Kind, check_keys
+from ...nulltext.keymap import feature_blocks, feature_key, null_text_shapes
+from .concept import CONCEPT, UNET, Blueprint, Concept, adopt, apply_adapter, build, shapes, stated, weights
+
+LATENT_SIZE = 64
+"""Height and width of the latents to calibrate on; the features do not depend on the resolution much."""
+BATCH = 4
+"""Latents per forward pass; the features do not depend on it."""
+
+
+def null_text_features(patcher: ModelPatcher, conditioning: list | None = None, latents: int = calibrate.LATENTS,
+                       seed: int = 0, size: int = LATENT_SIZE) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Features and residuals of a MODEL by transformer block, predicting with the host's model and memory management.
+
+    The MODEL's weight patches (LoRAs) count, its attention patches and wrappers do not.
+
+    Args:
+        patcher: any MODEL with cross-attention.
+        conditioning: the empty prompt; None stands for all-zero text.
+        latents: how many latents, at every noise level of ``calibrate.TIMESTEPS``.
+        seed: of the latents.
+        size: height and width of the latents.
+    """
+    shapes(patcher)
+    if patcher.injections:
+        raise ValueError("the model carries adapters that are not merged into its weights (bypass); load them with the "
+                         "ordinary LoRA loader before converting.")
+    channels = patcher.get_model_object("latent_format").latent_channels
+    pictures, noise = calibrate.draw(latents, channels, size, seed)
+    conds = {"positive": comfy.sampler_helpers.convert_cond(conditioning or zero_conditioning(patcher))}
+    options = {"transformer_options": {}}
+    model, conds, loaded = comfy.sampler_helpers.prepare_sampling(patcher, noise[:BATCH].shape, conds, options)
+    try:
+        patcher.pre_run()
+        conds = comfy.samplers.process_conds(model, noise[:BATCH], conds, patcher.load_device, pictures[:BATCH],
+                                             seed=seed)
+        with torch.no_grad(), calibrate.measure(model.diffusion_model) as means:
+            for timestep in calibrate.TIMESTEPS:
+                sigma = model.model_sampling.percent_to_sigma(1.0 - timestep / 999.0)
+                for picture, grain in zip(pictures.split(BATCH), noise.split(BATCH), strict=True):
+                    _predict(model, conds["positive"], picture.to(patcher.load_device), grain.to(patcher.load_device),
+                             float(sigma), options)
+    finally:
+        patcher.cleanup()
+        comfy.sampler_helpers.cleanup_models(conds, loaded)
+    return calibrate.features(means), {name: mean.residual for name, mean in means.items()}
+
+
+def _predict(model, cond: list, pictures: Tensor, noise: Tensor, sigma: float, options: dict) -> None:
+    """One forward pass of the host's model on noisy latents, for what hooks see of it."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    sigmas = torch.full((len(noise),), sigma, device=noise.device)
+    x = model.model_sampling.noise_scaling(sigmas.view(-1, 1, 1, 1), noise, pictures)
+    comfy.samplers.calc_cond_batch(model, [cond], x, sigmas, options)
+
+
+def zero_conditioning(patcher: ModelPatcher) -> list:
+    """All-zero text in the widths that the model reads, as SDXL pipelines use it for the empty prompt."""
+    config = patcher.model.model_config.unet_config
+    pooled = {"pooled_output": torch.zeros(1, 1280)} if config.get("adm_in_channels") else {}
+    return [[torch.zeros(1, 77, config["context_dim"]), pooled]]
+
+
+def convert(patcher: ModelPatcher, conditioning: list | None = None, latents: int = calibrate.LATENTS, seed: int = 0,
+            size: int = LATENT_SIZE) -> tuple[ModelPatcher, str]:
+    """The null-text form of a MODEL, with weights of its own, and the residual of every block as a table.
+
+    LoRAs on the MODEL stay patches of the new one, as far as they touch weights that are left.
+    """
+    features, residual = null_text_features(patcher, conditioning, latents, seed, size)
+    raw = weights(patcher, patched=False)
+    kept = {key: raw[key] for key in null_text_shapes(shapes(patcher)) if key in raw}
+    content = kept | {feature_key(block): feature for block, feature in features.items()}
+    text = "the connected conditioning" if conditioning else "all-zero text"
+    levels = ", ".join(map(str, calibrate.TIMESTEPS))
+    made_by = f"converted: {latents} latents at t {levels}, seed {seed}, {text}"
+    blueprint = Blueprint.of(patcher)
+    built = build(content, blueprint, dtype=patcher.model_dtype())
+    if hasattr(built, "is_dynamic") and built.is_dynamic():  # which reads these very tensors: no second copy
+        built.cached_patcher_init = (rebuild, (content, blueprint, patcher.model_dtype()))
+    built.patches = {key: list(patches) for key, patches in patcher.patches.items() if key.removeprefix(UNET) in kept}
+    concept = Concept(Kind.NULL_TEXT, stated(patcher, made_by, residual))
+    return adopt(built, patcher, concept), f"{calibrate.table(residual)}\ncalibrated on {text}, seed {seed}"
+
+
+def rebuild(content: dict[str, Tensor], blueprint: Blueprint, dtype: torch.dtype, disable_dynamic: bool = False
+            ) -> ModelPatcher:
+    """The bare MODEL again, for hosts that load a model again by themselves."""
+    return build(content, blueprint, dtype, disable_dynamic)
+
+
+def extract(base: ModelPatcher, concept: ModelPatcher, rank: int = 32, target_error: float = 0.0,
+            dtype: torch.dtype = torch.float32) -> tuple[ModelPatcher, str]:
+    """A clone of the base with an adapter that approximates the concept MODEL, and what the approximation lost.
+
+    Args:
+        base: the model that the concept was made from.
+        concept: a null-text or full fine-tuned MODEL with weights of its own.
+        rank: the rank of every layer, where ``target_error`` is 0.
+        target_error: relative error per layer for which the smallest rank is chosen.
+        dtype: type of the adapter.
+    """
+    known = concept.attachments.get(CONCEPT)
+    if known is not None and known.adapter is not None:
+        raise ValueError("the concept model already is a base with an adapter; save it with Save Concept Model.")
+    architecture, content = shapes(base), weights(concept)
+    kind = Kind.NULL_TEXT if feature_blocks(content) else Kind.FULL
+    check_keys(content, null_text_shapes(architecture) if kind is Kind.NULL_TEXT else architecture, "The concept model",
+               kind)
+    device = comfy.model_management.get_torch_device()
+    device = "cpu" if device.type == "mps" else device  # which has no float64
+    bar = comfy.utils.ProgressBar(len(content))
+
+    def progress(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+
+    wanted = (None, target_error) if target_error > 0 else (rank, 0.0)
+    made, report = adapter.extract(weights(base), content, *wanted, dtype, device, progress)
+    chosen = f"target error {target_error:g}" if target_error > 0 else f"rank {rank}"
+    made_by = f"extracted with {chosen}, {report.total:.2%} of the change lost"
+    source = stated(base, made_by, known.provenance.residual if known else None,
+                    known.provenance.notes if known else "")
+    return apply_adapter(base, made, 1.0, source), str(report)
+

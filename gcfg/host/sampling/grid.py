@@ -1,0 +1,102 @@
+"""A grid of runs: one progress bar with previews over all of them, and the labelled picture of their results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import latent_preview
+import numpy as np
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy.utils import ProgressBar
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ...guidance.trace_plot import BACKGROUND, INK
+from .. import KEY
+
+MOST_CELLS = 400
+
+
+def parse_scales(text: str, name: str) -> list[float]:
+    """Read ``"0, 1, 2.5"``.
+
+    Raises:
+        ValueError: no number, or something that is none.
+    """
+    entries = [entry for entry in text.replace(";", ",").replace("\n", ",").split(",") if entry.strip()]
+    try:
+        numbers = [float(entry) for entry in entries]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} must be numbers separated by commas, such as 0, 1, 2.5, not '{text}'.")
+    return numbers
+
+
+class GridProgress:
+    """The progress of all cells in one bar, with the host's previews."""
+
+    def __init__(self, model: ModelPatcher, cells: int):
+        if cells > MOST_CELLS:
+            raise ValueError(f"The grid has {cells} cells; at most {MOST_CELLS} are possible.")
+        self.cells, self.bar = cells, ProgressBar(cells)
+        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def watched(self, model: ModelPatcher, cell: int) -> ModelPatcher:
+        """A clone whose sampling reports to this bar, as its cell number ``cell``."""
+        clone = model.clone()
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self._wrapper(cell))
+        return clone
+
+    def _wrapper(self, cell: int):
+        def report(step, x0, x, total_steps):
+            first = x0.tensors[0] if getattr(x0, "is_nested", False) else x0
+            preview = self.previewer.decode_latent_to_preview_image("JPEG", first) if self.previewer else None
+            self.bar.update_absolute(cell * total_steps + step + 1, self.cells * total_steps, preview)
+
+        def outer_sample(executor, noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs):
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, report, *args, **kwargs)
+        return outer_sample
+
+
+def picture(images: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
+    """Images (R * C, H, W, 3), row by row, 0 to 1, as one labelled picture (1, H', W', 3)."""
+    cells = (images[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
+    height, width = cells.shape[1:3]
+    font = ImageFont.load_default(max(12, height // 11))
+    margin, gap = 2 * font.size, max(2, height // 64)
+    sheet = Image.new("RGB", (margin + len(columns) * (width + gap), margin + len(rows) * (height + gap)), BACKGROUND)
+    for c, text in enumerate(columns):
+        sheet.paste(_label(text, width, margin, font), (margin + c * (width + gap), 0))
+    for r, text in enumerate(rows):
+        sheet.paste(_label(text, height, margin, font).rotate(90, expand=True), (0, margin + r * (height + gap)))
+        for c in range(len(columns)):
+            cell = Image.fromarray(cells[r * len(columns) + c])
+            sheet.paste(cell, (margin + c * (width + gap), margin + r * (height + gap)))
+    return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255).unsqueeze(0)
+
+
+def _label(text: str, width: int, height: int, font) -> Image.Image:
+    label = Image.new("RGB", (width, height), BACKGROUND)
+    ImageDraw.Draw(label).text((width / 2, height / 2), text, fill=INK, font=font, anchor="mm")
+    return label
+
+
+def joined(cells: Sequence[dict]) -> dict:
+    """The LATENTs of all cells as one batch, cell by cell."""
+    latent = {**cells[0], "samples": torch.cat([cell["samples"] for cell in cells])}
+    if "batch_index" in latent:
+        latent["batch_index"] = [index for cell in cells for index in cell["batch_index"]]
+    return latent
+
+
+def decoded(vae, latent: dict, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
+    """A labelled picture (B, H', W', 3) of a joined latent, one for each image of a cell; of videos the first frame."""
+    images = vae.decode(latent["samples"])
+    frames = images.flatten(0, -4)
+    frames = frames[::len(frames) // len(latent["samples"])]
+    batch = len(frames) // (len(rows) * len(columns))
+    return torch.cat([picture(frames[i::batch], rows, columns) for i in range(batch)])

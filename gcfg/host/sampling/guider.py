@@ -1,0 +1,63 @@
+"""A recipe as a GUIDER for the host's SamplerCustomAdvanced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import CFGGuider, sampling_function
+
+from ...guidance import Guidance, Performance
+from ...guidance.plan import scale_at
+from .. import KEY
+from ..models import check_conditioning
+from .chain import Link
+from .patch import SAMPLER_POSITIVE, apply
+
+
+class Guider(CFGGuider):
+    """Samples a chain of guidances on top of one unconditional (negative) conditioning.
+
+    A first guidance that is plain classifier-free guidance on the base model takes the host's own path, as its
+    positive conditioning with its scale as cfg: other packs' patches then see what they expect.
+
+    Args:
+        baseline_model: predicts the baseline in place of the model.
+        performance: which forward passes to save; none if None.
+
+    Raises:
+        ValueError: a model or conditioning of the chain does not fit the model.
+    """
+
+    def __init__(self, model: ModelPatcher, negative: list, links: Sequence[Link],
+                 baseline_model: ModelPatcher | None = None, performance: Performance | None = None):
+        links = [replace(link, name=link.name or f"Guidance {n}") for n, link in enumerate(links, start=1)]
+        first = links[0] if links and is_plain(links[0], model) else None
+        rest = links[1:] if first else links
+        super().__init__(apply(model, rest, baseline_model=baseline_model, performance=performance,
+                               previous=SAMPLER_POSITIVE if first else None))
+        check_conditioning(model, negative, "negative")
+        positive, self.first = negative, None
+        if first:
+            check_conditioning(model, first.conditioning, first.name)
+            positive = first.conditioning
+            self.first = Guidance(SAMPLER_POSITIVE, scale=first.scale, start=first.start, end=first.end,
+                                  schedule=first.schedule, name=first.name)
+        self.set_conds(positive, negative)
+        self.set_cfg(first.scale if first else 1.0)
+
+    def predict_noise(self, x, timestep, model_options, seed=None):
+        """The host's guidance at the first guidance's scale here; without effect, only the baseline is predicted."""
+        scale = scale_at(self.first, float(timestep[0]), model_options[KEY].progress) if self.first else 0.0
+        positive, negative = self.conds["positive"], self.conds["negative"]
+        if scale == 0.0:
+            positive, scale = negative, 1.0
+        return sampling_function(self.inner_model, x, timestep, negative, positive, scale,
+                                 model_options=model_options, seed=seed)
+
+
+def is_plain(link: Link, model: ModelPatcher) -> bool:
+    """True for a guidance that the host's own classifier-free guidance on this model computes."""
+    return (link.scale != 0.0 and link.conditioning is not None and link.model in (None, model) and link.mask is None
+            and link.reference != "custom" and link.shaping == type(link.shaping)() and link.perpendicular_to is None)

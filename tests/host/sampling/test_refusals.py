@@ -1,0 +1,83 @@
+"""What cannot work is refused before sampling, in a sentence that names the models and the remedy."""
+
+import pytest
+import torch
+from comfy_extras import nodes_custom_sampler as custom
+
+from gcfg_pack.gcfg.host.sampling.chain import Link
+from gcfg_pack.gcfg.host.sampling.guider import Guider
+from gcfg_pack.gcfg.host.sampling.patch import apply
+from gcfg_pack.nodes.guidance import GCFGGuidance
+from harness.node import call
+from harness.sampling import counted, gcfg, guided, stock
+
+
+def test_other_latents(tiny, base):
+    with pytest.raises(ValueError, match=r"Concept: SDXL .* and the base SD15 .* different latent spaces; choose"):
+        gcfg(base, tiny.conditioning(1), tiny.conditioning(2), tiny.latent(), tiny.sdxl(1))
+    with pytest.raises(ValueError, match="SD3 .*16-channel"):
+        apply(base, [Link(model=tiny.sd3(1))])
+
+
+def test_flow_beside_eps(tiny, base):
+    with pytest.raises(ValueError, match=r"SD15 \(flow matching.* and the base SD15 \(eps.* choose two models"):
+        apply(base, [Link(model=tiny.sd15(2, prediction="flow"))])
+
+
+def test_conditioning_of_another_text_encoder(tiny, base):
+    with pytest.raises(ValueError, match="2048 wide, but SD15 .* reads 768"):
+        apply(base, [Link(conditioning=tiny.conditioning(1, width=2048))])
+
+
+def test_a_reference_that_does_not_fit(tiny, base):
+    with pytest.raises(ValueError, match="Guidance 1, reference"):
+        apply(base, [Link(conditioning=tiny.conditioning(1), reference="custom", reference_model=tiny.sdxl(1))])
+
+
+def test_patched_models(tiny, base, concept):
+    patched = apply(base, [Link(model=concept)])
+    with pytest.raises(ValueError, match="already carries GCFG guidances; connect the MODEL from before"):
+        apply(patched, [Link(model=concept)])
+    with pytest.raises(ValueError, match="already carries GCFG guidances; connect the MODEL from before"):
+        apply(concept, [Link(model=patched)])
+
+
+def test_guidance_without_unconditional(tiny, base, concept):
+    guider = call(custom.BasicGuider, apply(base, [Link(model=concept)]), tiny.conditioning(1))[0]
+    refused = pytest.raises(ValueError, match="Guidance 1 needs the unconditional .* negative input")
+    with counted(base) as calls, refused:
+        guided(guider, tiny.latent())
+    assert not calls
+
+
+def test_guidance_that_needs_no_unconditional(tiny, base, concept):
+    """Measured from the positive prediction, a guidance works with a guider that has no negative."""
+    patched = apply(base, [Link(model=concept, conditioning=tiny.conditioning(1), reference="previous guidance")])
+    guider = call(custom.BasicGuider, patched, tiny.conditioning(1))[0]
+    assert torch.isfinite(guided(guider, tiny.latent())).all()
+
+
+@pytest.mark.parametrize("broken", ["concept", "base"])
+def test_nan_names_its_guidance(tiny, base, concept, broken):
+    model = {"concept": concept, "base": base}[broken]
+    with torch.no_grad():
+        model.model.diffusion_model.out[2].bias.fill_(float("nan"))
+    name = {"concept": "'Concept'", "base": "the .* prediction of the base model"}[broken]
+    with pytest.raises(RuntimeError, match=f"NaN or infinity at noise level .* from .*{name}"):
+        gcfg(base, tiny.conditioning(1), tiny.conditioning(2), tiny.latent(), concept)
+
+
+def test_node_settings(tiny, base):
+    settings = dict(scale=1.0, start_percent=0.0, end_percent=1.0, reference="unconditional")
+    with pytest.raises(ValueError, match="set 'reference' to 'custom'"):
+        GCFGGuidance.execute(**settings, reference_model=base)
+    with pytest.raises(ValueError, match="start_percent 0.5 lies after end_percent 0.2"):
+        GCFGGuidance.execute(**settings | {"start_percent": 0.5, "end_percent": 0.2})
+
+
+def test_a_refused_run_leaves_the_models_usable(tiny, base, concept):
+    positive, negative = tiny.conditioning(1), tiny.conditioning(2)
+    before = stock(base, positive, negative, tiny.latent())
+    with pytest.raises(ValueError):
+        Guider(base, negative, [Link(model=tiny.sdxl(1))])
+    assert torch.equal(stock(base, positive, negative, tiny.latent()), before)

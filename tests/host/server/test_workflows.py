@@ -1,0 +1,101 @@
+"""Every shipped workflow runs: over the HTTP API, and in the real frontend, which agrees with its API twin."""
+
+import io
+import json
+import urllib.parse
+import urllib.request
+
+import pytest
+from PIL import Image
+
+from harness import workflow
+from harness.find import PACK
+from harness.server.browser import browse
+
+pytestmark = pytest.mark.server
+
+TITLES = sorted(path.stem for path in (PACK / "workflows").glob("*.json"))
+
+
+def read(title):
+    return workflow.read(PACK / "workflows" / "api" / f"{title}.json")
+
+
+def tiny(server, title):
+    """The workflow on the tiny models, with its input images in place."""
+    graph = workflow.adapt(read(title), server.models, size=64, steps=4)
+    workflow.provide_images(graph, server.base / "input")
+    return graph
+
+
+def run(server, title):
+    """The image that the workflow saves; what it shows beside that is not counted."""
+    outputs = server.queue(tiny(server, title))["outputs"].values()
+    (saved,) = (image for output in outputs for image in output.get("images", []) if image["type"] == "output")
+    return Image.open(io.BytesIO(server.image(saved))).convert("RGB")
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_makes_an_image(server, title):
+    image = run(server, title)
+    assert image.size == (64, 64)
+    low, high = image.convert("L").getextrema()
+    assert high - low > 10
+
+
+def test_ksampler_and_patched_model_make_the_same_image(server):
+    ours, patched = (run(server, title) for title in ("Concept and Control", "Stock KSampler on a Patched Model"))
+    assert ours.tobytes() == patched.tobytes()
+
+
+def test_the_template_browser_lists_them_with_thumbnails(server):
+    assert sorted(server.request("/api/workflow_templates")["gcfg"]) == TITLES
+    for title in TITLES:
+        path = f"{server.url}/api/workflow_templates/gcfg/{urllib.parse.quote(title)}"
+        assert json.loads(fetch(f"{path}.json"))["nodes"]
+        assert Image.open(io.BytesIO(fetch(f"{path}.jpg"))).width == 480
+
+
+@pytest.mark.browser
+def test_open_and_run_in_the_frontend(server):
+    with browse(server) as frontend:
+        for title in TITLES:
+            frontend.load(json.loads((PACK / "workflows" / f"{title}.json").read_text()))
+            assert frontend.missing_nodes() == [], title
+            assert canonical(frontend.to_api()) == canonical(read(title)), title
+            frontend.set_inputs(tiny(server, title))
+            assert frontend.run()["kind"] == "execution_success", title
+        assert bypassed(frontend, "Several Guidances", "Towards minimalist") == {"Away from clutter"}
+        assert frontend.errors == []
+
+
+def bypassed(frontend, title, node):
+    """The guidances that are left in a workflow whose node ``node`` is bypassed, each connected to something."""
+    graph = json.loads((PACK / "workflows" / f"{title}.json").read_text())
+    (chosen,) = (entry for entry in graph["nodes"] if entry.get("title") == node)
+    chosen["mode"] = 4
+    frontend.load(graph)
+    api = frontend.to_api()
+    linked = [value[0] for entry in api.values() for value in entry["inputs"].values() if isinstance(value, list)]
+    assert str(chosen["id"]) not in linked
+    return {api[key]["_meta"]["title"] for key in linked if api[key]["class_type"] == "GCFGGuidance"}
+
+
+def fetch(url):
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return answer.read()
+
+
+def canonical(api):
+    """A workflow in API format whatever its node numbers and the order of its nodes."""
+
+    def describe(key):
+        node = api[key]
+        return [node["class_type"], {name: plain(value) for name, value in node["inputs"].items()}]
+
+    def plain(value):
+        if isinstance(value, list):
+            return [describe(value[0]), value[1]]
+        return int(value) if isinstance(value, float) and value.is_integer() else value  # JavaScript has one number
+
+    return sorted(json.dumps(describe(key), sort_keys=True) for key in api)
