@@ -2,11 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import guidance, insight, loaders, sampling, training
+from . import attention, guidance, insight, loaders, sampling, training
 
 
 class GCFGExtension(ComfyExtension):
     """Every node of the pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*sampling.NODES, *guidance.NODES, *insight.NODES, *loaders.NODES, *training.NODES]
+        return [*sampling.NODES, *guidance.NODES, *insight.NODES, *loaders.NODES, *training.NODES,
+                *attention.NODES]

@@ -1,0 +1,1 @@
+"""Attention patches on a MODEL of the host: pictures that look at others, and regions that words take."""
