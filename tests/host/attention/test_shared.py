@@ -1,24 +1,14 @@
 """Shared attention in the host, against references that run by themselves and hand their tokens over."""
 
-import comfy.samplers
 import pytest
 import torch
 
 from gcfg_pack.gcfg.host.attention.shared import References, share_attention
 from gcfg_pack.gcfg.host.sampling.chain import Link
+from harness.oracle import denoised
 from harness.sampling import counted, gcfg, relative, stock
 
 SIGMA = 3.0
-
-
-def denoised(model, x, conditioning, sigma=SIGMA):
-    """One prediction of a MODEL for the noisy latent x (B, C, H, W), through the host."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(conditioning, conditioning)
-    guider.set_cfg(1.0)
-    sampler = comfy.samplers.KSAMPLER(
-        lambda wrapped, noise, sigmas, extra_args, **_: wrapped(x, sigmas[:1].expand(len(x)), **extra_args))
-    return guider.sample(torch.zeros_like(x), torch.zeros_like(x), sampler, torch.tensor([sigma, 0.0]))
 
 
 def by_hand(model, x, reference, noise, conditioning):
@@ -38,9 +28,9 @@ def by_hand(model, x, reference, noise, conditioning):
 
     recorder, joiner = model.clone(), model.clone()
     recorder.set_model_attn1_patch(record)
-    denoised(recorder, noised, conditioning)
+    denoised(recorder, noised, conditioning, SIGMA)
     joiner.set_model_attn1_patch(join)
-    result = denoised(joiner, x, conditioning)
+    result = denoised(joiner, x, conditioning, SIGMA)
     assert len(taken) == len(recorded) > 0
     return result
 
@@ -55,8 +45,8 @@ def test_a_unet_attends_to_the_reference(tiny, base, text, reference):
     noise = torch.randn(reference.shape, generator=torch.Generator().manual_seed(4))
     shared = share_attention(base, References(reference, seed=4))
     expected = by_hand(base, x, reference, noise, text)
-    assert relative(denoised(shared, x, text), expected) < 2e-5
-    assert relative(denoised(base, x, text), expected) > 1e-3
+    assert relative(denoised(shared, x, text, SIGMA), expected) < 2e-5
+    assert relative(denoised(base, x, text, SIGMA), expected) > 1e-3
 
 
 def test_the_reference_runs_in_the_pictures_batch(tiny, base, prompts, reference):
@@ -79,9 +69,9 @@ def test_what_the_mask_hides_is_not_looked_at(tiny, base, text, reference):
     x = SIGMA * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     left = torch.zeros(1, 8, 8)
     left[..., :4] = 1
-    masked = denoised(share_attention(base, References(reference, left)), x, text)
-    whole = denoised(share_attention(base, References(reference)), x, text)
-    all_ones = denoised(share_attention(base, References(reference, torch.ones(1, 8, 8))), x, text)
+    masked = denoised(share_attention(base, References(reference, left)), x, text, SIGMA)
+    whole = denoised(share_attention(base, References(reference)), x, text, SIGMA)
+    all_ones = denoised(share_attention(base, References(reference, torch.ones(1, 8, 8))), x, text, SIGMA)
     assert relative(all_ones, whole) < 1e-6
     assert relative(masked, whole) > 1e-3
 
