@@ -171,7 +171,7 @@ class Training:
                 for place in range(distributed.rank(), len(batch), distributed.world())}
         total, broken = torch.zeros((), device=self.task.device), []
         for group in micro_batches(mine, self.micro_batch):
-            losses = self._losses(*self._samples(batch, group))
+            losses = self._losses(*self._samples(batch, group), [self.latents[batch[place]] for place in group])
             finite = torch.isfinite(losses.detach())
             if not finite.all():
                 broken = [self.latents[batch[group[i]]].file for i in (~finite).nonzero().flatten().tolist()]
@@ -192,10 +192,10 @@ class Training:
             rows.append((x0, offset_noise(noise, offset, self.settings.noise_offset), torch.tensor(level)))
         return tuple(torch.stack(column).to(self.task.device) for column in zip(*rows, strict=True))
 
-    def _losses(self, x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+    def _losses(self, x0: Tensor, noise: Tensor, level: Tensor, pictures: Sequence[Latent]) -> Tensor:
         kind = self.task.autocast
         with torch.autocast(self.task.device.type, kind, enabled=kind is not None):
-            return self.task.losses(x0, noise, level)
+            return self.task.losses(x0, noise, level, pictures)
 
     @torch.no_grad()
     def measure(self) -> float:
@@ -207,7 +207,7 @@ class Training:
                 for k in range(HELD_OUT_LEVELS):
                     _, _, noise, _ = draw(latent.shape, self.settings.seed, "held out", number, k)
                     level = torch.tensor([(k + 0.5) / HELD_OUT_LEVELS], device=self.task.device)
-                    total += self._losses(x0[None], noise[None].to(self.task.device), level)[0]
+                    total += self._losses(x0[None], noise[None].to(self.task.device), level, [latent])[0]
         return float(total) / (len(self.held_out) * HELD_OUT_LEVELS)
 
     def save(self) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from .data import Latent
 from .settings import Settings
 
 
@@ -26,14 +27,15 @@ class Task:
 
     Attributes:
         parameters: the trained weights by name.
-        losses: (latents (B, C, h, w), noise, level (B,) in [0, 1)) -> losses (B,), see ``objectives.DiffusionLoss``.
+        losses: (latents (B, C, h, w), noise, level (B,) in [0, 1), the B pictures) -> losses (B,), see
+            ``objectives.DiffusionLoss``.
         device: of the weights.
         autocast: type to compute in, None for the weights' own.
         features, notes: kept in the state.
     """
 
     parameters: Mapping[str, nn.Parameter]
-    losses: Callable[[Tensor, Tensor, Tensor], Tensor]
+    losses: Callable[[Tensor, Tensor, Tensor, Sequence[Latent]], Tensor]
     device: torch.device = torch.device("cpu")
     autocast: torch.dtype | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)

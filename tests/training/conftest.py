@@ -75,7 +75,8 @@ def make(tmp_path, pictures):
         latents = data.cache(source, tmp_path / "latents", "averaging", encode).found
         network = network or Network(dtype=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32)
         loss = DiffusionLoss(network, noised, denoised, SIGMAS, settings.min_snr)
-        task = Task(dict(network.named_parameters()), losses or loss)
+        losses = losses or (lambda x0, noise, level, pictures: loss(x0, noise, level))
+        task = Task(dict(network.named_parameters()), losses)
         training, held_out = data.split(latents, settings.held_out, settings.seed)
         folder = RunFolder(tmp_path / "runs" / name)
         folder.begin(settings)

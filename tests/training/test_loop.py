@@ -107,7 +107,7 @@ def test_micro_batches_do_not_change_the_result(make):
 def limited(network, most):
     loss = loop_loss(network)
 
-    def losses(x0, noise, level):
+    def losses(x0, noise, level, pictures):
         if len(x0) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return loss(x0, noise, level)
@@ -145,7 +145,7 @@ def test_nan_stops_at_the_last_good_state_and_names_step_and_file(make):
     network = Network()
     loss = loop_loss(network)
 
-    def losses(x0, noise, level):
+    def losses(x0, noise, level, pictures):
         values = loss(x0, noise, level)
         if torch.is_grad_enabled() and run.step == 5:
             values = values * torch.tensor([1.0, math.nan, 1.0, 1.0])[:len(values)]
@@ -161,7 +161,7 @@ def test_gradient_that_is_not_finite_stops_too(make):
     network = Network()
     loss = loop_loss(network)
 
-    def losses(x0, noise, level):
+    def losses(x0, noise, level, pictures):
         return loss(x0, noise, level) + (network.level.bias * 0).sqrt().sum()
     with pytest.raises(Diverged, match="the gradient of step 1 is not finite"):
         make("run", None, network, losses).run()

@@ -16,7 +16,8 @@ from ...training.settings import Settings
 from ...training.task import Watch, is_out_of_memory
 from ..sampling.chain import Link
 from ..sampling.patch import apply
-from .trainable import PIXELS, Trainable
+from .network import PIXELS
+from .trainable import Trainable
 
 COUNT = 2
 """Pictures in a preview."""

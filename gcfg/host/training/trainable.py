@@ -1,55 +1,30 @@
-"""A host model made trainable: its network as plain torch modules with weights of its own, and handed back as a MODEL.
-
-Nothing here touches the base MODEL. All of it must run outside inference mode, in which the host executes nodes.
-"""
+"""The null-text form of a host MODEL in training, and its weights handed back as a concept MODEL."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...nulltext.attention import cross_attention_blocks, replace_cross_attention
+from ...nulltext.attention import cross_attention_blocks
 from ...nulltext.identify import Kind
-from ...nulltext.keymap import feature_key, null_text_shapes
+from ...nulltext.keymap import feature_key
 from ...training import low_rank
+from ...training.data import Latent
 from ...training.memory import Plan
-from ...training.objectives import DiffusionLoss
 from ...training.settings import Settings
 from ...training.task import Task
-from ..concepts.concept import Blueprint, Concept, adopt, apply_adapter, build, shapes, stated, weights
+from ..concepts.concept import Blueprint, Concept, adopt, apply_adapter, build, shapes, stated
 from ..concepts.convert import rebuild
 from ..models import is_dynamic
-
-PIXELS = 8
-"""Pixels along each side of a latent's cell."""
+from .network import PIXELS, Network
 
 
-class PlainOperations:
-    """torch's own layers, for the host's network without its casts, hooks and offloading."""
-
-    Linear, Conv2d, GroupNorm, LayerNorm, Embedding = nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Embedding
-
-    @staticmethod
-    def conv_nd(dims: int, *args, **kwargs) -> nn.Module:
-        if dims != 2:
-            raise ValueError(f"only networks of two dimensions can be trained, not of {dims}.")
-        return nn.Conv2d(*args, **kwargs)
-
-
-def attention(func, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **kwargs) -> Tensor:
-    """Scaled dot product attention of (B, T, heads * C), which has a gradient; the host's kernels may have none."""
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-
-
-class Trainable:
+class Trainable(Network):
     """The null-text form of a base MODEL's network, and the weights of it that are trained.
 
     Args:
@@ -65,15 +40,11 @@ class Trainable:
 
     def __init__(self, base: ModelPatcher, features: Mapping[str, Tensor], conditioning: list, settings: Settings,
                  plan: Plan, device: torch.device):
-        self.base, self.settings, self.device = base, settings, device
-        self.features = {block: feature.detach().cpu().float().clone() for block, feature in features.items()}
-        self.latent_format = base.get_model_object("latent_format")
-        self.full = settings.method == "full"
-        dtype = torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
-        self.model = self._build(dtype)
-        self.network: nn.Module = self.model.diffusion_model
+        shapes(base)  # refuses what has no null-text form
+        super().__init__(base, plan, device, {block: feature.detach().cpu().float().clone()
+                                              for block, feature in features.items()})
+        self.settings, self.full = settings, settings.method == "full"
         self.pooled = conditioning[0][1].get("pooled_output")
-        self.sampling = _own(base.get_model_object("model_sampling")).to(device)
         if plan.checkpointing:
             for block in cross_attention_blocks(self.network).values():
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -82,44 +53,19 @@ class Trainable:
             self.parameters = dict(self.network.named_parameters())
         else:
             self.parameters = low_rank.LowRank(self.network, settings.rank, settings.seed).pairs
-        on_gpu = device.type == "cuda" and dtype == torch.float32 and torch.cuda.is_bf16_supported()
-        self.autocast = torch.bfloat16 if on_gpu else None
         self._vectors: dict[tuple, Tensor] = {}
-
-    def _build(self, dtype: torch.dtype):
-        """The host's model over plain layers, with copies of the base's weights."""
-        blueprint = Blueprint.of(self.base)
-        config = blueprint.new_config()
-        if config.unet_config.get("in_channels") != self.latent_format.latent_channels:
-            raise ValueError(f"{type(config).__name__} reads {config.unet_config.get('in_channels')} channels where "
-                             f"its latents have {self.latent_format.latent_channels} (an inpainting or editing model); "
-                             "train on the text-to-image model of the same family.")
-        config.custom_operations = PlainOperations
-        config.set_inference_dtype(dtype, None)
-        model = config.get_model({}, "", device="meta")
-        replace_cross_attention(model.diffusion_model, self.features)
-        plain = weights(self.base)
-        content = {key: plain[key].to(dtype) for key in null_text_shapes(shapes(self.base)) if key in plain}
-        content |= {feature_key(block): feature for block, feature in self.features.items()}
-        model.diffusion_model.load_state_dict(content, strict=True, assign=True)
-        model.diffusion_model.to(self.device).requires_grad_(False)
-        return model
 
     def task(self, notes: Mapping[str, object]) -> Task:
         """What the training loop needs."""
-        loss = DiffusionLoss(self.predict, self.sampling.noise_scaling, self.sampling.calculate_denoised,
-                             self.sampling.sigmas, self.settings.min_snr)
+        loss = self.diffusion_loss(self.null_text, self.settings.min_snr)
 
-        def losses(latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        def losses(latents: Tensor, noise: Tensor, level: Tensor, pictures: Sequence[Latent]) -> Tensor:
             return loss(self.latent_format.process_in(latents), noise, level)
         return Task(self.parameters, losses, self.device, self.autocast, self.features, notes)
 
-    def predict(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def null_text(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The network's output for noisy latents (B, C, h, w) at sigma (B,)."""
-        scaled = self.sampling.calculate_input(sigma, x).to(self.network.dtype)
-        options = {"optimized_attention_override": attention}
-        return self.network(scaled, self.sampling.timestep(sigma).float(), transformer_options=options,
-                            **self._vector(x))
+        return self.predict(x, sigma, **self._vector(x))
 
     def _vector(self, x: Tensor) -> dict[str, Tensor]:
         """For SDXL the pooled empty prompt and the picture's size, as its sampler states them for the null text."""
@@ -145,12 +91,3 @@ class Trainable:
         if is_dynamic(built):  # which reads these very tensors: no second copy
             built.cached_patcher_init = (rebuild, (content, blueprint, dtype))
         return adopt(built, self.base, Concept(Kind.NULL_TEXT, source))
-
-
-def _own(sampling: nn.Module) -> nn.Module:
-    """A copy of a model sampling whose buffers were not made in inference mode."""
-    own = copy.deepcopy(sampling)
-    for name, buffer in list(own.named_buffers()):
-        module, _, leaf = name.rpartition(".")
-        own.get_submodule(module)._buffers[leaf] = torch.tensor(buffer.tolist(), dtype=buffer.dtype)
-    return own

@@ -126,7 +126,7 @@ def test_untrained_network_is_the_converted_model(tiny, prediction):
         plain = trainable.Trainable(base, features, empty, Settings(), Plan(checkpointing=True), torch.device("cpu"))
         x, sigma = tiny.latent(2, seed=4)["samples"], torch.tensor([0.4, 0.8])
         with torch.no_grad():
-            ours = plain.sampling.calculate_denoised(sigma, plain.predict(x, sigma), x)
+            ours = plain.sampling.calculate_denoised(sigma, plain.null_text(x, sigma), x)
             theirs = host.model.apply_model(x, sigma)
     assert torch.allclose(ours, theirs, atol=1e-6)
 
