@@ -1,74 +1,29 @@
 """One copy of the weights: adapters that act on some rows of a batch and leave the others alone.
 
 The base, the base under other text, and any number of adapted models (concepts, LoRAs) run in one forward pass over
-the base's weights. A layer y = W x becomes y = W x + s up (down x) for the rows of an adapter (arXiv 2106.09685,
-equation 3, unmerged); a null-text concept's rows skip the cross-attention and take its constant instead.
+the base's weights; a null-text concept's rows skip the cross-attention and take its constant instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-NORMS = (nn.LayerNorm, nn.GroupNorm)
-
-
-@dataclass(frozen=True)
-class LayerDelta:
-    """What an adapter adds to one layer.
-
-    Attributes:
-        pairs: ``up`` (out, rank) and ``down`` (rank, in) or (rank, in, *kernel), scale factors folded in.
-        weight: difference of a norm's weight, (C,).
-        bias: difference of the bias, (out,).
-    """
-
-    pairs: tuple[tuple[Tensor, Tensor], ...] = ()
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> LayerDelta:
-        """The same on another device, in another type."""
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, dtype)
-        return LayerDelta(tuple((move(up), move(down)) for up, down in self.pairs), move(self.weight), move(self.bias))
-
-    def __call__(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """What is to be added to ``layer(x)``, for x (rows, ...)."""
-        if isinstance(layer, nn.Conv2d):
-            shift = 0.0 if self.bias is None else self.bias.view(-1, 1, 1)
-            return sum((conv_delta(layer, x, up, down) for up, down in self.pairs), shift)
-        if isinstance(layer, NORMS):
-            return norm_delta(layer, x, self.weight, self.bias)
-        shift = 0.0 if self.bias is None else self.bias
-        return sum((F.linear(F.linear(x, down.flatten(1)), up) for up, down in self.pairs), shift)
+from .differences import Movable
+from .row_changes import LayerChange
 
 
-def conv_delta(layer: nn.Conv2d, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """A low-rank convolution: (rows, in, H, W) -> (rows, out, H', W')."""
-    kernel = down.reshape(down.shape[0], x.shape[1], *layer.kernel_size)
-    low = F.conv2d(x, kernel, None, layer.stride, layer.padding, layer.dilation)
-    return F.conv2d(low, up[:, :, None, None])
-
-
-def norm_delta(layer: nn.Module, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The change of a norm whose weight and bias change: both enter linearly."""
-    shape = (1, -1, *[1] * (x.ndim - 2)) if isinstance(layer, nn.GroupNorm) else (-1,)
-    added = torch.zeros_like(x) if bias is None else bias.view(shape).expand_as(x)
-    if weight is None:
-        return added
-    plain = (F.group_norm(x, layer.num_groups, eps=layer.eps) if isinstance(layer, nn.GroupNorm)
-             else F.layer_norm(x, layer.normalized_shape, eps=layer.eps))
-    return plain * weight.view(shape) + added
+class Regrouped(Exception):
+    """Rows of different adapters cannot be told apart in a batch; run each adapter's rows by themselves."""
 
 
 @dataclass(frozen=True)
-class RowAdapter:
+class RowAdapter(Movable):
     """An adapter for some rows of a batch.
 
     Attributes:
@@ -76,13 +31,8 @@ class RowAdapter:
         constants: by name of a cross-attention module: the output (C,) that takes its place.
     """
 
-    layers: Mapping[str, LayerDelta] = field(default_factory=dict)
+    layers: Mapping[str, LayerChange] = field(default_factory=dict)
     constants: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> RowAdapter:
-        """The same on another device, in another type."""
-        return RowAdapter({name: delta.to(device, dtype) for name, delta in self.layers.items()},
-                          {name: value.to(device, dtype) for name, value in self.constants.items()})
 
 
 class Rows:
@@ -90,28 +40,33 @@ class Rows:
 
     def __init__(self, owners: Sequence[Hashable | None]):
         self.owners = tuple(owners)
+        self.uniform = len(set(owners)) == 1
         self._at: dict[Hashable, tuple[int, int] | list[int]] = {}
         for owner in dict.fromkeys(o for o in owners if o is not None):
             at = [i for i, o in enumerate(owners) if o == owner]
             self._at[owner] = (at[0], len(at)) if at[-1] - at[0] == len(at) - 1 else at
         self._without: dict[frozenset, tuple[list[int], Rows]] = {}
 
-    def add_(self, owner: Hashable, layer: nn.Module, delta: LayerDelta, x: Tensor, y: Tensor) -> None:
-        """Add an adapter's part to its rows of ``y = layer(x)``, in place."""
+    def change_(self, owner: Hashable, layer: nn.Module, change: LayerChange, x: Tensor, y: Tensor) -> None:
+        """Make an adapter's change to its rows of ``y = layer(x)``, in place.
+
+        Raises:
+            Regrouped: the rows of the batch are not the leading dimension of x.
+        """
         at = self._at.get(owner)
         if at is None:
             return
+        if self.uniform:
+            return write(change(layer, x, y), y)
         repeats, rest = divmod(x.shape[0], len(self.owners))  # some attention patches split rows into tiles
-        if rest:
-            raise RuntimeError(f"a layer runs on {x.shape[0]} rows of a batch of {len(self.owners)}, so an adapter "
-                               "cannot act on its own rows; remove the patch that regroups the batch, or merge the "
-                               "adapter into a model of its own.")
+        if rest or y.shape[0] != x.shape[0]:
+            raise Regrouped(f"{type(layer).__name__} sees {x.shape[0]} rows of a batch of {len(self.owners)}")
         if isinstance(at, tuple):
-            start, length = at[0] * repeats, at[1] * repeats
-            y.narrow(0, start, length).add_(delta(layer, x.narrow(0, start, length)))
+            part = y.narrow(0, at[0] * repeats, at[1] * repeats)
+            write(change(layer, x.narrow(0, at[0] * repeats, at[1] * repeats), part), part)
         else:
             index = torch.tensor([i * repeats + r for i in at for r in range(repeats)], device=y.device)
-            y.index_add_(0, index, delta(layer, x.index_select(0, index)).to(y.dtype))
+            y.index_copy_(0, index, change(layer, x.index_select(0, index), y.index_select(0, index)).to(y.dtype))
 
     def without(self, owners: frozenset) -> tuple[list[int], Rows]:
         """The places of the rows that take none of these adapters, and what those take."""
@@ -120,30 +75,55 @@ class Rows:
             self._without[owners] = kept, Rows([self.owners[i] for i in kept])
         return self._without[owners]
 
-    def has(self, owners: frozenset) -> bool:
+    def has(self, owners: Iterable[Hashable]) -> bool:
         return any(owner in owners for owner in self._at)
+
+
+def write(new: Tensor, place: Tensor) -> None:
+    """Put a change where it belongs, unless it was made there."""
+    if new is not place:
+        place.copy_(new)
+
+
+class Reads(TorchFunctionMode):
+    """Notes which of some tensors torch functions are given."""
+
+    def __init__(self, tensors: Mapping[int, Hashable]):
+        super().__init__()
+        self.tensors, self.seen = tensors, set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for value in (*args, *kwargs.values()):
+            parts = value if isinstance(value, list | tuple) else (value,)
+            self.seen.update(self.tensors[id(part)] for part in parts if id(part) in self.tensors)
+        return function(*args, **kwargs)
 
 
 class RowwiseNetwork:
     """Makes a network apply adapters to rows of its batches, while ``applied`` says which; no weight is changed.
 
-    A context manager: the layers are as before once it is left.
+    A context manager: the layers are as before once it is left. Networks qualify by what they do: the layers have to
+    see the batch first, or the rows of each adapter have to come in a batch of their own.
 
     Args:
         network: holds the layers that the adapters name.
-        adapters: by any key; on the network's device, in the type of its computation.
+        adapters: by any key.
     """
 
     def __init__(self, network: nn.Module, adapters: Mapping[Hashable, RowAdapter]):
         self.network, self.adapters = network, adapters
         self.rows: Rows | None = None
+        self.called: set[str] = set()
+        self.watched: set[Hashable] = set()
+        self.bypassed: set[str] = set()
         self._undo: list = []
 
     def __enter__(self) -> RowwiseNetwork:
         for name in dict.fromkeys(name for adapter in self.adapters.values() for name in adapter.layers):
-            deltas = {key: a.layers[name] for key, a in self.adapters.items() if name in a.layers}
+            changes = {key: a.layers[name] for key, a in self.adapters.items() if name in a.layers}
             layer = self.network.get_submodule(name)
-            self._undo.append(layer.register_forward_hook(self._add_deltas(deltas)).remove)
+            self._undo.append(layer.register_forward_hook(self._make_changes(name, changes)).remove)
         for name in dict.fromkeys(name for adapter in self.adapters.values() for name in adapter.constants):
             constants = {key: a.constants[name] for key, a in self.adapters.items() if name in a.constants}
             self._replace(self.network.get_submodule(name), constants)
@@ -155,18 +135,70 @@ class RowwiseNetwork:
 
     @contextmanager
     def applied(self, owners: Sequence[Hashable | None]):
-        """Within, each row of the network's batches takes the adapter of this key, or none."""
-        outer, self.rows = self.rows, Rows(owners)
+        """Within, each row of the network's batches takes the adapter of this key, or none.
+
+        Raises:
+            Regrouped: the network treats these rows in a way that only a batch with equal owners allows. What was
+                computed is wrong then and has to be computed again, the rows of each owner by themselves.
+        """
+        rows, present = Rows(owners), {o for o in owners if o is not None}
+        names = {name for o in present for name in self.adapters[o].layers}
+        if not rows.uniform and names & self.bypassed:
+            raise Regrouped(f"the network reads the weights of '{sorted(names & self.bypassed)[0]}' by itself")
+        outer, self.rows = self.rows, rows
+        try:
+            with self._exchanged(owners[0], names & self.bypassed):
+                if present <= self.watched:
+                    yield
+                    return
+                with self._reads(names) as reads:
+                    yield
+        finally:
+            self.rows = outer
+        self.watched |= present
+        if missed := reads.seen - self.called:
+            self.bypassed |= missed
+            raise Regrouped(f"the network reads the weights of '{sorted(missed)[0]}' by itself")
+
+    def _reads(self, names: Iterable[str]) -> Reads:
+        """Watch for functions that take the weights of layers."""
+        layers = {name: self.network.get_submodule(name) for name in names}
+        return Reads({id(p): name for name, layer in layers.items() for p in layer.parameters(recurse=False)})
+
+    @contextmanager
+    def _exchanged(self, owner: Hashable, names: Iterable[str]):
+        """Give layers whose weights the network reads by itself the changed weights, for a batch of one owner."""
+        before = []
+        for name in names:
+            layer, change = self.network.get_submodule(name), self.adapters[owner].layers[name]
+            if change.steps:
+                raise RuntimeError(f"the network reads the weights of '{name}' without calling the layer, so they "
+                                   "cannot be changed for some rows only; load the model a second time for the LoRA.")
+            for parameter, difference in (("weight", change.weight), ("bias", change.bias)):
+                if difference is not None:
+                    old = layer._parameters[parameter]
+                    before.append((layer, parameter, old))
+                    changed = (old.float() + difference.to(old.device, torch.float32)).to(old.dtype)
+                    layer._parameters[parameter] = nn.Parameter(changed, requires_grad=False)
         try:
             yield
         finally:
-            self.rows = outer
+            for layer, parameter, old in before:
+                layer._parameters[parameter] = old
 
-    def _add_deltas(self, deltas: Mapping[Hashable, LayerDelta]):
+    def _make_changes(self, name: str, changes: Mapping[Hashable, LayerChange]):
+        placed: dict[tuple, LayerChange] = {}
+
         def hook(layer: nn.Module, args: tuple, output: Tensor) -> None:
-            if self.rows is not None:
-                for key, delta in deltas.items():
-                    self.rows.add_(key, layer, delta, args[0], output)
+            self.called.add(name)
+            if self.rows is None:
+                return
+            for key, change in changes.items():
+                if self.rows.has((key,)):
+                    place = key, output.device, output.dtype
+                    if place not in placed:
+                        placed[place] = change.to(output.device, output.dtype)
+                    self.rows.change_(key, layer, placed[place], args[0], output)
         return hook
 
     def _replace(self, attention: nn.Module, constants: Mapping[Hashable, Tensor]) -> None:
@@ -177,6 +209,10 @@ class RowwiseNetwork:
             rows = self.rows
             if rows is None or not rows.has(keys):
                 return forward(x, *args, **kwargs)
+            if rows.uniform:
+                return constants[rows.owners[0]].to(x).expand_as(x).clone()
+            if x.shape[0] != len(rows.owners):
+                raise Regrouped(f"a cross-attention sees {x.shape[0]} rows of a batch of {len(rows.owners)}")
             kept, others = rows.without(keys)
             full = torch.stack([constants.get(o, x.new_zeros(())).to(x).expand(x.shape[1:]) for o in rows.owners])
             if kept:
@@ -199,10 +235,3 @@ class RowwiseNetwork:
         attention.forward = skipping
         self._undo.append(lambda: attention.__dict__.pop("forward"))
         self._undo.append(attention.to_out[0].register_forward_hook(overwrite).remove)
-
-
-def subtracted(delta: LayerDelta) -> LayerDelta:
-    """The delta that takes another one away again."""
-    return replace(delta, pairs=tuple((-up, down) for up, down in delta.pairs),
-                   weight=None if delta.weight is None else -delta.weight,
-                   bias=None if delta.bias is None else -delta.bias)

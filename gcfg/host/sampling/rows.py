@@ -4,122 +4,131 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+import comfy.lora
+import comfy.model_management
+import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.weight_adapter import LoRAAdapter
+from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor, nn
 
-from ...nulltext.rowwise import NORMS, LayerDelta, RowAdapter, subtracted
-from ..concepts.concept import weights
+from ...nulltext.differences import Dense, held
+from ...nulltext.row_changes import NORMS, Added, LayerChange, additive
+from ...nulltext.rowwise import RowAdapter
+from .unmerged import NotRowwise, unmerged
 
-UNET = "diffusion_model."
+__all__ = ["NotRowwise", "row_adapter"]
+
+NETWORK = "diffusion_model."
 SWITCH = ".attn2.to_out.0"
-
-
-class NotRowwise(Exception):
-    """A clone's patches cannot be applied to rows; the message says which and why."""
+LARGEST = 0.5
+"""An adapter of more than this share of the weights is better kept as a copy, which the host can offload."""
 
 
 def row_adapter(clone: ModelPatcher, owner: ModelPatcher) -> RowAdapter:
     """What makes the owner's weights the clone's, as an adapter for rows.
 
-    Low-rank patches on linear and convolution layers, differences of biases and norms, and a cross-attention that is
-    switched off (``attn2.to_out.0.weight`` set to zero: null text) can be applied to rows.
-
     Raises:
-        NotRowwise: some patch of the clone or of the owner is of another kind.
+        NotRowwise: a patch has another shape than its weight or reaches outside the layers, or the change is about as
+            large as the model.
     """
-    network = clone.model.diffusion_model
-    if not isinstance(network, UNetModel):
-        raise NotRowwise(f"{type(network).__name__} may regroup its batch")
-    added, removed = _differences(clone, owner)
-    constants = _constants(clone, added, removed)
-    layers: dict[str, LayerDelta] = {}
-    for patches, sign in ((added, 1.0), (removed, -1.0)):
-        for key, entries in patches.items():
-            for entry in entries:
-                delta = _delta(clone, key, entry)
-                _collect(layers, _layer(key.rpartition(".")[0]), delta if sign > 0 else subtracted(delta))
-    return RowAdapter(layers, constants)
+    return _Differences(clone, owner).adapter()
 
 
-def _differences(clone: ModelPatcher, owner: ModelPatcher) -> tuple[dict[str, list], dict[str, list]]:
-    """By weight, the patches that the clone has beyond those in common, and those that the owner has."""
-    added, removed = {}, {}
-    for key in dict.fromkeys([*clone.patches, *owner.patches]):
-        ours, theirs = clone.patches.get(key, []), owner.patches.get(key, [])
-        common = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if not _same(a, b)),
-                      min(len(ours), len(theirs)))
-        added[key], removed[key] = ours[common:], theirs[common:]
-    return added, removed
+class _Differences:
+    """The patches by which a clone differs from the MODEL whose module runs it."""
+
+    def __init__(self, clone: ModelPatcher, owner: ModelPatcher):
+        self.clone, self.owner = clone, owner
+        self.originals = clone.get_key_patches(NETWORK)
+        self.common, self.added, self.removed = {}, {}, {}
+        for key in dict.fromkeys([*clone.patches, *owner.patches]):
+            ours, theirs = clone.patches.get(key, []), owner.patches.get(key, [])
+            same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if not _same(a, b)),
+                        min(len(ours), len(theirs)))
+            if len(ours) > same or len(theirs) > same:
+                self.common[key], self.added[key], self.removed[key] = ours[:same], ours[same:], theirs[same:]
+
+    def adapter(self) -> RowAdapter:
+        constants = self._constants()
+        layers: dict[str, LayerChange] = {}
+        for key in self.added:
+            name, _, parameter = key.removeprefix(NETWORK).rpartition(".")
+            if not key.startswith(NETWORK) or parameter not in ("weight", "bias"):
+                raise NotRowwise(f"{key} is no weight of a layer")
+            before = layers.get(name, LayerChange())
+            layers[name] = self._bias(key, before) if parameter == "bias" else self._weight(key, before)
+        adapter = RowAdapter(layers, constants)
+        if adapter.nbytes > LARGEST * sum(held(entry[0][0]) for entry in self.originals.values()):
+            raise NotRowwise("the change is about as large as the model")
+        return adapter
+
+    def _weight(self, key: str, change: LayerChange) -> LayerChange:
+        layer, original = self.clone.model.get_submodule(key.rpartition(".")[0]), self.originals[key][0][0]
+        if isinstance(layer, nn.Embedding):
+            raise NotRowwise(f"{key} belongs to an embedding")
+        if isinstance(layer, NORMS):
+            return LayerChange(change.steps, self.difference(key), change.bias)
+        if len(original.shape) < 2:
+            raise NotRowwise(f"{key} belongs to a {type(layer).__name__}")
+        return LayerChange(self._steps(key, layer, tuple(original.shape)), change.weight, change.bias)
+
+    def _bias(self, key: str, change: LayerChange) -> LayerChange:
+        return LayerChange(change.steps, change.weight, self.difference(key))
+
+    def _steps(self, key: str, layer: nn.Module, shape: tuple[int, ...]) -> tuple:
+        """The owner's own patches taken back, then the clone's; where that cannot be, the difference as a whole."""
+        steps = []
+        try:
+            for strength, *rest in reversed(self.removed[key]):
+                step = unmerged((-strength, *rest), key, layer, shape, lambda: self.merged(self.clone, key))
+                if not additive(step):
+                    raise NotRowwise(f"the patch of {key} on the base cannot be taken back")
+                steps.append(step)
+            for count, patch in enumerate(self.added[key]):
+                done = [*self.common[key], *self.added[key][:count]]
+                steps.append(unmerged(patch, key, layer, shape, lambda done=done: self.merged(self.clone, key, done)))
+        except NotRowwise:
+            return (Added(Dense(self.difference(key))),)
+        return tuple(steps)
+
+    def difference(self, key: str) -> Tensor:
+        """Clone minus owner, float32 on the CPU."""
+        ours, theirs = (self.merged(patcher, key) for patcher in (self.clone, self.owner))
+        if ours.shape != theirs.shape:
+            raise NotRowwise(f"the patch of {key} changes its shape")
+        return (ours - theirs).cpu()
+
+    def merged(self, patcher: ModelPatcher, key: str, patches: Sequence | None = None) -> Tensor:
+        """A weight with a MODEL's patches as the host merges them, float32."""
+        weight, convert = self.originals[key][0]
+        device = comfy.model_management.get_torch_device()
+        whole = comfy.model_management.cast_to_device(weight, device, torch.float32, copy=True)
+        whole = convert(whole, inplace=True)
+        patches = patcher.patches.get(key, []) if patches is None else patches
+        return comfy.lora.calculate_weight(list(patches), whole, key, original_weights=self.originals)
+
+    def _constants(self) -> dict[str, Tensor]:
+        """Outputs (C,) of cross-attentions that the clone switches off, by name; takes their patches out of the lists.
+
+        A switched-off cross-attention (``attn2.to_out.0.weight`` set to zero: null text) need not run at all.
+        """
+        found = {}
+        for key in [k for k in self.added if k.startswith(NETWORK) and k.endswith(f"{SWITCH}.weight")]:
+            last = self.added[key][-1] if self.added[key] else None
+            if last is None or not _is_set(last) or last[1][1][0].any() or last[3] is not None:
+                continue
+            name = key.removesuffix(".weight")
+            found[name.removeprefix(NETWORK).removesuffix(".to_out.0")] = self.merged(self.clone, f"{name}.bias").cpu()
+            for gone in (key, f"{name}.bias"):
+                self.added.pop(gone, None)
+        return found
 
 
-def _constants(clone: ModelPatcher, added: dict[str, list], removed: dict[str, list]) -> dict[str, Tensor]:
-    """Outputs (C,) of cross-attentions that the clone switches off, by name; takes their patches out of both lists."""
-    switched = []
-    for key in [k for k, patches in added.items() if k.endswith(f"{SWITCH}.weight") and "set" in map(_kind, patches)]:
-        last = added[key][-1]
-        if _kind(last) != "set" or last[1][1][0].any():
-            raise NotRowwise(f"{key} is set to something other than zero")
-        name = key.removesuffix(".weight")
-        switched.append(_layer(name))
-        for patches in (added, removed):
-            patches.pop(key, None)
-            patches.pop(f"{name}.bias", None)
-    if not switched:
-        return {}
-    try:
-        biases = weights(clone, keys=[f"{name}.bias" for name in switched])
-    except ValueError as error:
-        raise NotRowwise(str(error)) from error
-    return {name.removesuffix(".to_out.0"): biases[f"{name}.bias"].float() for name in switched}
-
-
-def _layer(key: str) -> str:
-    if not key.startswith(UNET):
-        raise NotRowwise(f"{key} lies outside the UNet")
-    return key.removeprefix(UNET)
+def _is_set(patch: Sequence) -> bool:
+    data = patch[1]
+    return not isinstance(data, WeightAdapterBase) and len(data) == 2 and data[0] == "set"
 
 
 def _same(a: Sequence, b: Sequence) -> bool:
     """True for the same patch on both: equal strengths, the same data."""
     return a[0] == b[0] and a[1] is b[1] and a[2:] == b[2:]
-
-
-def _kind(patch: Sequence) -> str:
-    """The kind of a patch's data as the host names it."""
-    data = patch[1]
-    if isinstance(data, LoRAAdapter):
-        return "lora"
-    return data[0] if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], str) else type(data).__name__
-
-
-def _delta(clone: ModelPatcher, key: str, patch: Sequence) -> LayerDelta:
-    """One patch of the host, ``(strength, data, strength_model, offset, function)``, as a change of its layer."""
-    strength, data, strength_model, offset, function = patch
-    layer = clone.model.get_submodule(key.rpartition(".")[0])
-    if strength_model != 1.0 or offset is not None or function is not None:
-        raise NotRowwise(f"the patch of {key} scales or cuts the weight")
-    if _kind(patch) == "lora" and key.endswith(".weight") and isinstance(layer, nn.Linear | nn.Conv2d):
-        up, down, alpha, mid, dora_scale, reshape = (*data.weights, None, None, None)[:6]
-        if mid is not None or dora_scale is not None or reshape is not None or getattr(layer, "groups", 1) != 1:
-            raise NotRowwise(f"the LoRA of {key} is of a kind that changes more than a low-rank sum")
-        scale = strength * (alpha / down.shape[0] if alpha is not None else 1.0)
-        return LayerDelta(pairs=((up.flatten(1).float() * scale, down.float()),))
-    if _kind(patch) == "diff" and len(data[1]) == 1 and data[1][0].ndim == 1:
-        change = data[1][0].float() * strength
-        if key.endswith(".bias") and isinstance(layer, (nn.Linear, nn.Conv2d, *NORMS)):
-            return LayerDelta(bias=change)
-        if key.endswith(".weight") and isinstance(layer, NORMS):
-            return LayerDelta(weight=change)
-    raise NotRowwise(f"the '{_kind(patch)}' patch of {key} is no low-rank sum")
-
-
-def _collect(layers: dict[str, LayerDelta], name: str, delta: LayerDelta) -> None:
-    """Add a change of a layer to those that are there."""
-    before = layers.get(name, LayerDelta())
-
-    def total(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        return b if a is None else a if b is None else a + b
-    layers[name] = LayerDelta(before.pairs + delta.pairs, total(before.weight, delta.weight),
-                              total(before.bias, delta.bias))

@@ -9,8 +9,6 @@ from comfy.patcher_extension import PatcherInjection
 
 from gcfg_pack.gcfg.host.concepts import concept as concepts
 from gcfg_pack.gcfg.host.sampling.chain import Link
-from gcfg_pack.gcfg.host.sampling.lanes import assign_lanes
-from gcfg_pack.gcfg.host.sampling.rows import NotRowwise, row_adapter
 from gcfg_pack.gcfg.nulltext.adapter import Adapter, extract
 from harness.node import call
 from harness.sampling import counted, gcfg, relative, without_free_memory
@@ -163,29 +161,6 @@ def test_in_half_precision(tiny, prompts):
     assert (result - exact).std() < 1.5 * (expected - exact).std()
 
 
-def dense(tiny, model):
-    """A clone with a full difference on one weight, as a merge node or a full-delta LoRA gives it."""
-    clone = model.clone()
-    key = "diffusion_model.middle_block.1.transformer_blocks.0.ff.net.2.weight"
-    weight = model.model.state_dict()[key]
-    clone.add_patches({key: ("diff", (torch.randn(weight.shape, generator=torch.manual_seed(4)),))}, 0.1)
-    return clone
-
-
-def test_falls_back_to_a_copy_and_says_so(tiny, base, prompts, caplog):
-    positive, negative = prompts
-    clone = dense(tiny, base)
-    with pytest.raises(NotRowwise, match="'diff' patch .* is no low-rank sum"):
-        row_adapter(clone, base)
-    with caplog.at_level("INFO"), counted(base) as calls:
-        result = gcfg(base, positive, negative, tiny.latent(), clone)
-    assert calls == [(0, 2), (0, 1)] * 4  # the copy brings the counter along
-    assert sum("second copy of the weights" in r.message for r in caplog.records) == 1
-    assert relative(result, gcfg(base, positive, negative, tiny.latent(), dense(tiny, tiny.sd15(1)))) < 1e-5
-    lanes, _ = assign_lanes(base, {"clone": clone})
-    assert lanes["clone"].owner.model is not base.model
-
-
 def test_injections_are_refused(tiny, base, prompts):
     """As bypass LoRA loaders add them: they reach into the module that both clones share."""
     positive, negative = prompts
@@ -193,23 +168,6 @@ def test_injections_are_refused(tiny, base, prompts):
     clone.set_injections("bypass", [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)])
     with pytest.raises(ValueError, match="bypass LoRA.* ordinary loader"):
         gcfg(base, positive, negative, tiny.latent(), clone)
-
-
-def test_lora_files_of_other_kinds_are_right(tiny, base, prompts):
-    """LoHa has no low-rank form for rows: a copy is made, and the result is that of the merged model."""
-    positive, negative = prompts
-    file = {}
-    for key, value in tiny.lora(base, 3).items():
-        if key.endswith("lora_up.weight"):
-            name, rank = key.removesuffix(".lora_up.weight"), value.shape[1]
-            down = tiny.lora(base, 3)[f"{name}.lora_down.weight"]
-            file |= {f"{name}.hada_w1_a": value, f"{name}.hada_w1_b": down, f"{name}.hada_w2_a": value,
-                     f"{name}.hada_w2_b": down, f"{name}.alpha": torch.tensor(float(rank))}
-
-    def loha(model):
-        return comfy.sd.load_lora_for_models(model, None, file, 0.1, 0.0)[0]
-    result = gcfg(base, positive, negative, tiny.latent(), loha(base))
-    assert relative(result, gcfg(base, positive, negative, tiny.latent(), loha(tiny.sd15(1)))) < 1e-4
 
 
 def test_stock_lora_form_of_a_concept(tiny, base, prompts):

@@ -1,0 +1,201 @@
+"""Every kind of patch that the host's loaders make, on rows of one batch: equal to the same patch merged."""
+
+import comfy.sd
+import comfy.weight_adapter as kinds
+import pytest
+import torch
+
+from gcfg_pack.gcfg.host.sampling.chain import Link
+from gcfg_pack.gcfg.host.sampling.rows import NotRowwise, row_adapter
+from harness.sampling import counted, gcfg, relative
+
+LINEAR = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
+CONV = "diffusion_model.input_blocks.1.0.in_layers.2"
+NORM = "diffusion_model.middle_block.1.transformer_blocks.0.norm1"
+
+
+class File:
+    """Draws the tensors of a LoRA file for two layers of a tiny model, linear and convolution, 32 channels."""
+
+    def __init__(self, seed=3):
+        self.gen = torch.Generator().manual_seed(seed)
+
+    def draw(self, *shape, scale=0.3):
+        return torch.randn(shape, generator=self.gen) * scale
+
+    def lora(self, rank=4):
+        return {f"{LINEAR}.lora_up.weight": self.draw(32, rank), f"{LINEAR}.lora_down.weight": self.draw(rank, 32),
+                f"{LINEAR}.alpha": torch.tensor(2.0), f"{CONV}.lora_up.weight": self.draw(32, rank, 1, 1, scale=0.1),
+                f"{CONV}.lora_down.weight": self.draw(rank, 32, 3, 3, scale=0.1)}
+
+    def locon_mid(self):
+        return {f"{CONV}.lora_up.weight": self.draw(32, 4, 1, 1), f"{CONV}.lora_down.weight": self.draw(4, 32, 1, 1),
+                f"{CONV}.lora_mid.weight": self.draw(4, 4, 3, 3, scale=0.1)}
+
+    def loha(self, rank=2):
+        file = {f"{LINEAR}.alpha": torch.tensor(float(rank)), f"{CONV}.alpha": torch.tensor(1.0)}
+        for layer, width in ((LINEAR, 32), (CONV, 288)):
+            for k in (1, 2):
+                file |= {f"{layer}.hada_w{k}_a": self.draw(32, rank), f"{layer}.hada_w{k}_b": self.draw(rank, width)}
+        return file
+
+    def loha_tucker(self):
+        file = {}
+        for k in (1, 2):
+            file |= {f"{CONV}.hada_w{k}_a": self.draw(2, 32), f"{CONV}.hada_w{k}_b": self.draw(2, 32),
+                     f"{CONV}.hada_t{k}": self.draw(2, 2, 3, 3)}
+        return file
+
+    def lokr(self):
+        return {f"{LINEAR}.lokr_w1": self.draw(4, 2), f"{LINEAR}.lokr_w2_a": self.draw(8, 3),
+                f"{LINEAR}.lokr_w2_b": self.draw(3, 16), f"{LINEAR}.alpha": torch.tensor(2.0),
+                f"{CONV}.lokr_w1": self.draw(4, 4), f"{CONV}.lokr_w2": self.draw(8, 8, 3, 3, scale=0.1)}
+
+    def glora(self):
+        return {f"{LINEAR}.a1.weight": self.draw(32, 3), f"{LINEAR}.a2.weight": self.draw(3, 32),
+                f"{LINEAR}.b1.weight": self.draw(32, 3), f"{LINEAR}.b2.weight": self.draw(3, 32),
+                f"{CONV}.a1.weight": self.draw(32, 3), f"{CONV}.a2.weight": self.draw(3, 32),
+                f"{CONV}.b1.weight": self.draw(32, 3), f"{CONV}.b2.weight": self.draw(3, 288, scale=0.1)}
+
+    def glora_square(self):
+        return {f"{LINEAR}.{name}.weight": self.draw(32, 32, scale=0.1) for name in ("a1", "a2", "b1", "b2")}
+
+    def oft(self):
+        return {f"{LINEAR}.oft_blocks": self.draw(4, 8, 8), f"{CONV}.oft_blocks": self.draw(8, 4, 4)}
+
+    def boft(self):
+        return {f"{layer}.{name}": value for layer in (LINEAR, CONV) for name, value in (
+            ("oft_blocks", self.draw(2, 8, 4, 4)), ("alpha", torch.tensor(0.8)),
+            ("rescale", 1.0 + self.draw(32, *(1,) * (1 if layer == LINEAR else 3))))}
+
+    def dora(self):
+        return self.lora() | {f"{LINEAR}.dora_scale": 1.0 + self.draw(32, 1),
+                              f"{CONV}.dora_scale": 1.0 + self.draw(32, 1, 1, 1)}
+
+    def dora_by_input(self):
+        return self.lora() | {f"{LINEAR}.dora_scale": 1.0 + self.draw(1, 32),
+                              f"{CONV}.dora_scale": 1.0 + self.draw(1, 32, 1, 1)}
+
+    def dora_on_loha(self):
+        return self.loha() | {f"{LINEAR}.dora_scale": 1.0 + self.draw(32, 1)}
+
+    def diff(self):
+        return {f"{LINEAR}.diff": self.draw(32, 32), f"{CONV}.diff": self.draw(32, 32, 3, 3),
+                f"{CONV}.diff_b": self.draw(32), f"{NORM}.w_norm": self.draw(32), f"{NORM}.b_norm": self.draw(32)}
+
+    def set(self):
+        return {f"{LINEAR}.set_weight": self.draw(32, 32), f"{CONV}.set_weight": self.draw(1, 1, 1, 1)}
+
+
+FILES = [name for name in vars(File) if not name.startswith("_") and name != "draw"]
+
+
+def loaded(model, kind, strength=0.7):
+    return comfy.sd.load_lora_for_models(model, None, getattr(File(), kind)(), strength, 0.0)[0]
+
+
+def check(tiny, base, prompts, change):
+    """One copy of the weights against two, and that the change is one."""
+    positive, negative = prompts
+    clone, apart = change(base), change(tiny.sd15(1))
+    assert clone.patches
+    with counted(base) as calls:
+        result = gcfg(base, positive, negative, tiny.latent(batch=2), clone)
+    assert calls == [(0, 6)] * 4
+    expected = gcfg(base, positive, negative, tiny.latent(batch=2), apart)
+    assert relative(result, expected) < 1e-4
+    # the difference between two models is much larger than that between one copy and two
+    assert relative(result, gcfg(base, positive, negative, tiny.latent(batch=2))) > 0.01
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_on_rows_as_merged(tiny, base, prompts, kind):
+    check(tiny, base, prompts, lambda model: loaded(model, kind))
+
+
+@pytest.mark.parametrize("kind", ["dora", "oft", "set", "loha"])
+def test_stacked_on_each_other(tiny, base, prompts, kind):
+    check(tiny, base, prompts, lambda model: loaded(loaded(loaded(model, "lora"), kind), "lokr", -0.4))
+
+
+@pytest.mark.parametrize("kind", ["lora", "lokr", "dora", "oft"])
+def test_taken_off_the_base_again(tiny, base, prompts, kind):
+    """The base carries the patch, the concept does not."""
+    positive, negative = prompts
+    patched = loaded(base, kind)
+    with counted(base) as calls:
+        result = gcfg(patched, positive, negative, tiny.latent(), loaded(base, "diff"))
+    assert calls == [(0, 3)] * 4
+    expected = gcfg(loaded(tiny.sd15(1), kind), positive, negative, tiny.latent(), loaded(tiny.sd15(1), "diff"))
+    assert relative(result, expected) < 1e-4
+
+
+def half(start):
+    return (0, start, 16)
+
+
+def on_slices(model):
+    """As LoRAs with diffusers keys cut fused weights: on slices of outputs, one of which it scales, and of inputs."""
+    file, clone, weight = File(7), model.clone(), f"{LINEAR}.weight"
+    for start, keep in ((0, 1.0), (16, 0.5)):
+        pair = kinds.LoRAAdapter(set(), (file.draw(16, 4), file.draw(4, 32), None, None, None, None))
+        clone.add_patches({(weight, half(start)): pair}, 0.7, keep)
+    magnitude = kinds.LoRAAdapter(set(), (file.draw(16, 4), file.draw(4, 32), 4.0, None, 1.0 + file.draw(16, 1), None))
+    clone.add_patches({(weight, half(8)): magnitude}, 0.7)
+    clone.add_patches({(weight, (1, 4, 8)): ("diff", (file.draw(32, 8),))}, 0.7)
+    return clone
+
+
+def test_on_slices_of_fused_weights(tiny, base, prompts):
+    check(tiny, base, prompts, on_slices)
+
+
+def with_function(model):
+    """As the host reorders the differences of some fused layers."""
+    file, clone = File(8), model.clone()
+    pair = kinds.LoRAAdapter(set(), (file.draw(32, 4), file.draw(4, 32), None, None, None, None))
+    clone.add_patches({(f"{LINEAR}.weight", None, lambda d: torch.cat(d.chunk(2)[::-1])): pair}, 0.7)
+    return clone
+
+
+def test_with_a_function(tiny, base, prompts):
+    check(tiny, base, prompts, with_function)
+
+
+def test_scaled_weights(tiny, base, prompts):
+    def scaled(model):
+        clone = model.clone()
+        clone.add_patches({f"{LINEAR}.weight": ("diff", (File().draw(32, 32),))}, 0.5, 0.6)
+        clone.add_patches({f"{CONV}.bias": ("diff", (File().draw(32),))}, 0.5, -1.0)
+        return clone
+    check(tiny, base, prompts, scaled)
+
+
+def test_several_kinds_in_one_chain(tiny, base, prompts):
+    positive, negative = prompts
+
+    def links(model):
+        return [Link(model=loaded(model, kind), scale=0.4) for kind in ("lora", "dora", "lokr", "diff")]
+    with counted(base) as calls:
+        result = gcfg(base, positive, negative, tiny.latent(), links=links(base))
+    assert calls == [(0, 6)] * 4
+    assert relative(result, gcfg(base, positive, negative, tiny.latent(), links=links(tiny.sd15(1)))) < 1e-4
+
+
+def merge(model):
+    """As a merge node gives it: every weight changed."""
+    clone, gen = model.clone(), torch.manual_seed(4)
+    clone.add_patches({f"diffusion_model.{key}": ("diff", (0.02 * torch.randn(value.shape, generator=gen),))
+                       for key, value in model.model.diffusion_model.state_dict().items()}, 1.0)
+    return clone
+
+
+def test_a_change_as_large_as_the_model_becomes_a_copy(tiny, base, prompts, caplog):
+    positive, negative = prompts
+    with pytest.raises(NotRowwise, match="as large as the model"):
+        row_adapter(merge(base), base)
+    with caplog.at_level("INFO"), counted(base) as calls:
+        result = gcfg(base, positive, negative, tiny.latent(), merge(base))
+    assert calls == [(0, 2), (0, 1)] * 4  # the copy brings the counter along
+    assert sum("second copy of the weights" in r.message for r in caplog.records) == 1
+    assert relative(result, gcfg(base, positive, negative, tiny.latent(), merge(tiny.sd15(1)))) < 1e-5
