@@ -9,6 +9,8 @@ from gcfg_pack.gcfg.host.sampling.guider import Guider
 from gcfg_pack.gcfg.host.sampling.patch import apply
 from harness.sampling import counted, gcfg, guided, relative, stock, through_guider, without_free_memory
 
+pytestmark = pytest.mark.smoke
+
 SAMPLERS = ["euler", "heun", "dpmpp_2m", "dpmpp_sde", "ddim", "lcm", "uni_pc", "euler_cfg_pp"]
 
 

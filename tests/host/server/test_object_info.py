@@ -22,6 +22,7 @@ def test_current_version_has_a_snapshot():
 
 
 @pytest.mark.server
+@pytest.mark.smoke
 @pytest.mark.parametrize("version", SNAPSHOTS)
 def test_nothing_that_a_saved_workflow_needs_has_changed(server, version):
     assert breaks(SNAPSHOTS[version], snapshot(server)) == []

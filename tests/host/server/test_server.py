@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from harness import workflow
-from harness.server.serve import ServerError
+from harness.server.serve import ServerError, pack_failed
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.smoke]
 
 
 def test_stock_workflow_makes_an_image(server):
@@ -21,7 +21,7 @@ def test_stock_workflow_makes_an_image(server):
 
 
 def test_pack_is_loaded(server):
-    assert "IMPORT FAILED" not in server.log
+    assert not pack_failed(server.log)
     assert "custom_nodes/gcfg" in server.log
 
 

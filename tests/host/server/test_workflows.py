@@ -35,6 +35,7 @@ def run(server, title):
     return Image.open(io.BytesIO(server.image(saved))).convert("RGB")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("title", TITLES)
 def test_makes_an_image(server, title):
     image = run(server, title)
@@ -43,6 +44,7 @@ def test_makes_an_image(server, title):
     assert high - low > 10
 
 
+@pytest.mark.smoke
 def test_ksampler_and_patched_model_make_the_same_image(server):
     ours, patched = (run(server, title) for title in ("Concept and Control", "Stock KSampler on a Patched Model"))
     assert ours.tobytes() == patched.tobytes()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,15 @@ _DONE = {"success", "error"}
 
 class ServerError(RuntimeError):
     """The server did not start, lost the pack, or refused or failed a workflow."""
+
+
+def pack_failed(log: str) -> bool:
+    """True if a server's log says that this pack did not load; what else failed there is not the pack's doing.
+
+    The host writes ``1.2 seconds (IMPORT FAILED): .../custom_nodes/gcfg`` for a pack and ``IMPORT FAILED: nodes_x.py``
+    for nodes of its own.
+    """
+    return re.search(r"\(IMPORT FAILED\): .*[/\\]custom_nodes[/\\]gcfg\s*$", log, re.MULTILINE) is not None
 
 
 class Server:
@@ -98,7 +108,7 @@ class Server:
             except OSError:
                 time.sleep(0.2)
                 continue
-            if "IMPORT FAILED" in self.log:
+            if pack_failed(self.log):
                 raise ServerError(f"the pack does not load:\n{self._tail()}")
             return
         raise ServerError(f"the server was not ready within {timeout:.0f} s\n{self._tail()}")
