@@ -71,12 +71,12 @@ def test_plan(tmp_path):
     versions = [(0, 3, 64), (0, 8, 0), (0, 18, 1), (0, 33, 0)]
     jobs = plan({version: tmp_path / str(version) for version in versions}, "python", ["-x"])
     assert [job.name for job in jobs] == [
-        "ComfyUI 0.33.0, everything", "ComfyUI 0.3.64, host tests",
+        "ComfyUI 0.33.0, everything", "lint", "ComfyUI 0.3.64, host tests",
         "ComfyUI 0.8.0, smoke set", "ComfyUI 0.18.1, smoke set"]
-    assert [list(job.command[4:]) for job in jobs] == [
+    assert [list(job.command[4:]) for job in jobs if job.name != "lint"] == [
         ["-x"], ["tests/host", "-x"], *[["tests/host", "-m", "smoke", "-x"]] * 2]
-    assert jobs[1].environment["COMFYUI_PATH"] == str(tmp_path / "(0, 3, 64)")
-    assert [job.name for job in plan({(0, 33, 0): tmp_path}, "python", [])] == ["ComfyUI 0.33.0, everything"]
+    assert jobs[2].environment["COMFYUI_PATH"] == str(tmp_path / "(0, 3, 64)")
+    assert [job.name for job in plan({(0, 33, 0): tmp_path}, "python", [])] == ["ComfyUI 0.33.0, everything", "lint"]
 
 
 def python(code):

@@ -2,7 +2,6 @@
 set on those between. Needs Python's standard library only."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,13 +22,11 @@ def main(arguments: list[str]) -> int:
     python = environment.prepare(cache / "env", list(found.values())[-1])
     environment.install_browser()
     os.chdir(PACK)
-    unclean = subprocess.run([str(python), "-m", "ruff", "check", "."]).returncode != 0
-    failed = run_all(plan(found, str(python), arguments), side_by_side=min(2, os.cpu_count() or 1))
-    return 1 if failed or unclean else 0
+    return 1 if run_all(plan(found, str(python), arguments), side_by_side=min(2, os.cpu_count() or 1)) else 0
 
 
 def plan(found: dict[hosts.Version, Path], python: str, arguments: list[str]) -> list[Job]:
-    """The test runs, the longest first. ``found`` are the hosts, oldest first."""
+    """Lint and the test runs, the longest first. ``found`` are the hosts, oldest first."""
     *between, newest = found
     oldest = between.pop(0) if between else None
 
@@ -38,7 +35,7 @@ def plan(found: dict[hosts.Version, Path], python: str, arguments: list[str]) ->
         variables = {"COMFYUI_PATH": str(found[version]), "GCFG_REQUIRE_HOST": "1", "OMP_NUM_THREADS": "1"}
         return Job(f"ComfyUI {'.'.join(map(str, version))}, {what}", command, minutes * MINUTE, variables)
 
-    jobs = [job(newest, 40, "everything")]
+    jobs = [job(newest, 40, "everything"), Job("lint", [python, "-m", "ruff", "check", "."], MINUTE)]
     if oldest:
         jobs.append(job(oldest, 30, "host tests", "tests/host"))
     return jobs + [job(version, 10, "smoke set", "tests/host", "-m", "smoke") for version in between]
