@@ -4,13 +4,14 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
+from nodes import common_ksampler
 
 from ..gcfg.guidance.trace_plot import plot
 from ..gcfg.host.sampling import grid
 from ..gcfg.host.sampling.methods import METHODS, Sockets, chain_for
 from ..gcfg.host.sampling.tracing import trace_of
 from .guidance import GuidanceSocket
-from .sampling import MAX_SEED, guidance_input, inputs_before_seed, performance_input, sample_stock, with_guidances
+from .sampling import MAX_SEED, guidance_input, inputs_before_seed, performance_input, with_guidances
 
 CATEGORY = "GCFG/insight"
 
@@ -98,9 +99,9 @@ class GCFGScaleGrid(io.ComfyNode):
         for concept_scale in rows:
             guided = with_guidances(model, concept_model, concept_scale, guidance, performance)
             for control_scale in columns:
-                cells.append(sample_stock(
-                    progress.watched(guided, len(cells)), positive, negative, latent_image, seed, steps, control_scale,
-                    sampler_name, scheduler, denoise=denoise))
+                cells.append(common_ksampler(
+                    progress.watched(guided, len(cells)), seed, steps, control_scale, sampler_name, scheduler, positive,
+                    negative, latent_image, denoise=denoise)[0])
         latent = grid.joined(cells)
         if vae is None:
             return io.NodeOutput(latent, ExecutionBlocker("Connect a vae to Scale Grid for its grid output."))

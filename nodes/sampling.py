@@ -26,23 +26,14 @@ def sample(model, concept_model, positive, negative, latent_image, seed, steps, 
     and the guidances of the chain.
     """
     model = with_guidances(model, concept_model, concept_scale, guidance, performance)
-    return sample_stock(model, positive, negative, latent_image, seed, steps, control_scale, sampler_name, scheduler,
-                        **options)
+    return common_ksampler(model, seed, steps, control_scale, sampler_name, scheduler, positive, negative,
+                           latent_image, **options)[0]
 
 
 def with_guidances(model, concept_model, concept_scale, guidance, performance):
     """The model with the concept guidance and the chain; itself if there is neither."""
     links = concept_chain(concept_model, concept_scale, guidance)
     return apply(model, links, performance=performance) if links else model
-
-
-def sample_stock(model, positive, negative, latent_image, seed, steps, control_scale, sampler_name, scheduler,
-                 **options):
-    """The host's KSampler, with the control scale as its cfg."""
-    if control_scale == 0.0:  # the host then predicts the unconditional alone
-        positive, control_scale = negative, 1.0
-    return common_ksampler(model, seed, steps, control_scale, sampler_name, scheduler, positive, negative,
-                           latent_image, **options)[0]
 
 
 def inputs_before_seed() -> list:

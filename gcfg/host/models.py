@@ -56,7 +56,10 @@ def check_mixable(base: ModelPatcher, other: ModelPatcher, label: str) -> None:
 
 
 def check_conditioning(patcher: ModelPatcher, conditioning: list, label: str) -> None:
-    """Refuse a conditioning whose text encoder does not belong to the model (ValueError)."""
+    """Refuse a conditioning that is empty or whose text encoder does not belong to the model (ValueError)."""
+    if not conditioning:
+        raise ValueError(f"{label}: its conditioning is an empty list, under which nothing can be predicted; connect "
+                         "a conditioning, for instance that of an empty prompt.")
     width = patcher.model.model_config.unet_config.get("context_dim")
     for cross_attn, _ in conditioning:
         if isinstance(width, int) and cross_attn is not None and cross_attn.shape[-1] != width:

@@ -63,19 +63,19 @@ def compile_chain(base: ModelPatcher, links: Sequence[Link], *, baseline_model: 
     """
     compiler = _Compiler(base)
     baseline = compiler.prediction(baseline_model, None, "baseline_model")
-    previous = previous or baseline
+    before = previous or baseline
     guidances = []
     for number, link in enumerate(links, start=1):
         label = link.name or f"Guidance {number}"
-        prediction = compiler.prediction(link.model, link.conditioning, label, used=link.scale != 0)
         if link.scale != 0:
-            reference, across, other = compiler.reference(link, baseline, previous, label), None, link.perpendicular_to
+            prediction = compiler.prediction(link.model, link.conditioning, label)
+            reference, across, other = compiler.reference(link, baseline, before, label), None, link.perpendicular_to
             if other is not None:
                 across = (compiler.prediction(other.model, other.conditioning, label),
                           compiler.reference(other, baseline, None, label))
             guidances.append(Guidance(prediction, reference, link.scale, link.start, link.end, link.schedule,
                                       link.shaping, compiler.mask(link.mask), label, across))
-        previous = prediction
+        before = link
     recipe = Recipe(tuple(guidances), baseline)
     used = {p.model for g in guidances for p in g.uses} | {baseline.model}
     models = {name: patcher for name, patcher in compiler.models.items() if name in used}
@@ -112,24 +112,27 @@ class _Compiler:
         self.masks: dict[str, torch.Tensor] = {}
         self._names: dict[Hashable, str] = {id(base): BASE}
 
-    def prediction(self, patcher: ModelPatcher | None, conditioning: list | None, label: str,
-                   used: bool = True) -> Prediction:
+    def prediction(self, patcher: ModelPatcher | None, conditioning: list | None, label: str) -> Prediction:
         patcher = self.base if patcher is None else patcher
-        if used and patcher is not self.base:
+        if patcher is not self.base:
             check_mixable(self.base, patcher, label)
-        if used and conditioning is not None:
+        if conditioning is not None:
             check_conditioning(patcher, conditioning, label)
         text = UNCONDITIONAL if conditioning is None else self._conditioning(conditioning)
         return Prediction(self._model(patcher), text)
 
-    def reference(self, link: Link, baseline: Prediction, previous: Prediction | None, label: str) -> Prediction:
+    def reference(self, link: Link, baseline: Prediction, before: Prediction | Link | None, label: str) -> Prediction:
+        """What a link is measured from; ``before`` is the link before it, or what stands for that."""
         if link.reference == "custom":
             return self.prediction(link.reference_model, link.reference_conditioning, f"{label}, reference")
-        reference = {"unconditional": baseline, "previous guidance": previous}[link.reference]
-        if reference is None:
+        if link.reference == "unconditional":
+            return baseline
+        if before is None:
             raise ValueError(f"{label}: the guidance that it is perpendicular to must not be measured from a previous "
                              "one; give that a custom reference.")
-        return reference
+        if isinstance(before, Link):
+            return self.prediction(before.model, before.conditioning, before.name or f"{label}, reference")
+        return before
 
     def _model(self, patcher: ModelPatcher) -> str:
         name = self._names.setdefault(id(patcher), f"model {len(self.models) + 1}")

@@ -53,8 +53,8 @@ class GridProgress:
 
     def _wrapper(self, cell: int):
         def report(step, x0, x, total_steps):
-            first = x0.tensors[0] if getattr(x0, "is_nested", False) else x0
-            preview = self.previewer.decode_latent_to_preview_image("JPEG", first) if self.previewer else None
+            preview = (self.previewer.decode_latent_to_preview_image("JPEG", streams(x0)[0]) if self.previewer
+                       else None)
             self.bar.update_absolute(cell * total_steps + step + 1, self.cells * total_steps, preview)
 
         def outer_sample(executor, noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs):
@@ -85,9 +85,16 @@ def _label(text: str, width: int, height: int, font) -> Image.Image:
     return label
 
 
+def streams(samples: Tensor) -> list[Tensor]:
+    """The latents that are sampled together, as picture and sound: one, unless the host nests them."""
+    return samples.unbind() if getattr(samples, "is_nested", False) else [samples]
+
+
 def joined(cells: Sequence[dict]) -> dict:
     """The LATENTs of all cells as one batch, cell by cell."""
-    latent = {**cells[0], "samples": torch.cat([cell["samples"] for cell in cells])}
+    samples = [cell["samples"] for cell in cells]
+    whole = [torch.cat(parts) for parts in zip(*map(streams, samples), strict=True)]
+    latent = {**cells[0], "samples": type(samples[0])(whole) if len(whole) > 1 else whole[0]}
     if "batch_index" in latent:
         latent["batch_index"] = [index for cell in cells for index in cell["batch_index"]]
     return latent
@@ -95,8 +102,8 @@ def joined(cells: Sequence[dict]) -> dict:
 
 def decoded(vae, latent: dict, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
     """A labelled picture (B, H', W', 3) of a joined latent, one for each image of a cell; of videos the first frame."""
-    images = vae.decode(latent["samples"])
-    frames = images.flatten(0, -4)
-    frames = frames[::len(frames) // len(latent["samples"])]
+    samples = streams(latent["samples"])[0]
+    frames = vae.decode(samples).flatten(0, -4)
+    frames = frames[::len(frames) // len(samples)]
     batch = len(frames) // (len(rows) * len(columns))
     return torch.cat([picture(frames[i::batch], rows, columns) for i in range(batch)])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider, sampling_function
 
-from ...guidance import Guidance, Performance
+from ...guidance import Guidance, Performance, Progress
 from ...guidance.plan import scale_at
 from .. import KEY
 from ..models import check_conditioning
@@ -47,13 +47,14 @@ class Guider(CFGGuider):
         self.set_conds(positive, negative)
         self.set_cfg(first.scale if first else 1.0)
 
+    def scale_at(self, sigma: float, progress: Progress) -> float:
+        """The scale of the host's guidance at a noise level; without a positive of its own the baseline is all."""
+        return scale_at(self.first, sigma, progress) if self.first else 1.0
+
     def predict_noise(self, x, timestep, model_options, seed=None):
-        """The host's guidance at the first guidance's scale here; without effect, only the baseline is predicted."""
-        scale = scale_at(self.first, float(timestep[0]), model_options[KEY].progress) if self.first else 0.0
-        positive, negative = self.conds["positive"], self.conds["negative"]
-        if scale == 0.0:
-            positive, scale = negative, 1.0
-        return sampling_function(self.inner_model, x, timestep, negative, positive, scale,
+        """The host's guidance at the first guidance's scale here."""
+        scale = self.scale_at(float(timestep[0]), model_options[KEY].progress)
+        return sampling_function(self.inner_model, x, timestep, self.conds["negative"], self.conds["positive"], scale,
                                  model_options=model_options, seed=seed)
 
 

@@ -1,4 +1,4 @@
-"""Whose weights run which MODEL of a recipe, and what can share a batch."""
+"""A lane is what one MODEL of a recipe runs as: whose weights, whose patches, and conditionings of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from ...guidance import BASE
 from ...nulltext.rowwise import RowAdapter
 from ..models import same_modules, same_options, same_weights, with_own_weights
+from .conditionings import Conds
 from .rows import NotRowwise, row_adapter
 
 
@@ -22,7 +23,8 @@ class Lane:
         owner: the MODEL whose module runs it; another one if ``patcher`` is a clone of that.
         leader: name of the lane whose batch it joins: the same module under the same patches of other packs.
         adapter: what its rows of that batch take beside the owner's weights.
-        conds: the conditionings it is asked for, by name; unprocessed until sampling starts.
+        pairs: its own copies of the conditionings that it is asked for, together with those that the host would
+            process them with, ``{pair: {"positive": ..., "negative": ...}}``; unprocessed until sampling starts.
         options: its own model options (the base's come with each step).
     """
 
@@ -30,8 +32,13 @@ class Lane:
     owner: ModelPatcher
     leader: str
     adapter: RowAdapter | None = None
-    conds: dict[str, list[dict]] = field(default_factory=dict)
+    pairs: dict[str, dict[str, Conds]] = field(default_factory=dict)
     options: dict = field(default_factory=dict)
+
+    @property
+    def conds(self) -> dict[str, Conds]:
+        """All its conditionings, each under a name of its own."""
+        return {f"{pair} {kind}": conds for pair, part in self.pairs.items() for kind, conds in part.items()}
 
 
 def assign_lanes(base: ModelPatcher, patchers: dict[str, ModelPatcher]) -> tuple[dict[str, Lane], dict[str, str]]:

@@ -45,9 +45,8 @@ def apply(model: ModelPatcher, links: Sequence[Link], *, baseline_model: ModelPa
         model, baseline_model = for_hooks(model), for_hooks(baseline_model)
         links = [replaced(link, for_hooks) for link in links]
     recipe, sources = compile_chain(model, links, baseline_model=baseline_model, previous=previous)
-    spec = Spec(recipe, tuple(sources.models), sources.conditionings, sources.masks, performance)
+    spec = Spec(recipe, sources.models, sources.conditionings, sources.masks, performance)
     patched = model.clone()
-    patched.set_additional_models(KEY, list(sources.models.values()))
     patched.set_attachments(KEY, spec)  # for whoever asks for its trace; clones share it
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, partial(_outer_sample, spec)),
                           (WrappersMP.PREPARE_SAMPLING, _prepare_sampling),
@@ -93,8 +92,7 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
 
 
 def _predict_noise(executor, x, timestep, model_options, *args, **kwargs):
-    step = Step(model_options[KEY], x, timestep)
-    return executor(x, timestep, step.options(model_options), *args, **kwargs)
+    return Step(model_options[KEY], x, timestep).predict_noise(executor, model_options, *args, **kwargs)
 
 
 def _calc_cond_batch(executor, model, conds, x, timestep, model_options):

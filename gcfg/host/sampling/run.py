@@ -1,17 +1,18 @@
-"""One sampling run of a recipe: which weights run what, loaded and prepared the host's way, and handed back."""
+"""One sampling run of a recipe: its lanes, loaded and prepared the host's way, and handed back."""
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
+from collections.abc import Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import comfy.hooks
 import torch
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
-from comfy.sampler_helpers import cleanup_models, convert_cond, prepare_mask, prepare_model_patcher
-from comfy.samplers import filter_registered_hooks_on_conds, preprocess_conds_hooks, process_conds
+from comfy.sampler_helpers import cleanup_models, prepare_mask, prepare_model_patcher
+from comfy.samplers import CFGGuider, filter_registered_hooks_on_conds, preprocess_conds_hooks
+from torch import Tensor
 
 from ...guidance import BASE, UNCONDITIONAL, Momentum, Performance, Prediction, Progress, Recipe, Reuse
 from ...guidance.trace import Trace
@@ -19,40 +20,45 @@ from ...nulltext.rowwise import RowwiseNetwork
 from .. import KEY
 from ..models import is_flow
 from . import tracing
-from .chain import POSITIVE, fingerprint
+from .chain import POSITIVE
+from .conditionings import SAMPLER, Conditionings, Conds, Copies, process
 from .hooks import collect_hooks, register_hooks
 from .lanes import Lane, assign_lanes
+from .predict import GUIDED, UNGUIDED, Row
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a patched MODEL carries: a recipe and what its names stand for.
-
-    The MODELs themselves lie in the patched MODEL's additional models, in the order of ``models``: the host clones
-    them along with it, so no closure may hold one.
-    """
+    """What a patched MODEL carries: a recipe and what its names stand for."""
 
     recipe: Recipe
-    models: tuple[str, ...]
+    models: dict[str, ModelPatcher]
     conditionings: dict[str, list]
-    masks: dict[str, torch.Tensor]
+    masks: dict[str, Tensor]
     performance: Performance = field(default_factory=Performance)
     trace: Trace = field(default_factory=Trace, compare=False)  # of the last run
+
+    def __deepcopy__(self, memo) -> Spec:
+        """Itself: other packs copy the model options that hold it, and no MODEL may be copied along."""
+        return self
 
 
 class Run:
     """A recipe during one call of a guider's ``sample``; a context manager, entered before the models load."""
 
-    def __init__(self, guider, spec: Spec):
+    def __init__(self, guider: CFGGuider, spec: Spec):
         self.guider, self.spec = guider, spec
-        self.momentum = Momentum()
         self.networks: dict[ModelPatcher, RowwiseNetwork] = {}
         self.exits = ExitStack()
-        self.additional = guider.model_patcher.get_additional_models_with_key(KEY)
-        names = self._conditionings()
-        self.lanes, twins = assign_lanes(guider.model_patcher, dict(zip(spec.models, self.additional, strict=True)))
-        self.recipe = spec.recipe.renamed(twins, names)
+        self.only_unconditional = getattr(guider, "first", CFGGuider) is None  # a Guider without a positive of its own
+        self.lanes, twins = assign_lanes(guider.model_patcher, spec.models)
+        self.leaders = [name for name, lane in reversed(self.lanes.items()) if lane.leader == name]  # the base last
+        self.conditionings = Conditionings(guider.conds, spec.conditionings, self.only_unconditional)
+        self.recipe = self.conditionings.resolved(spec.recipe.renamed(twins))
         self._ask_lanes()
+
+    def __deepcopy__(self, memo) -> Run:
+        return self
 
     @property
     def base(self) -> ModelPatcher:
@@ -67,15 +73,50 @@ class Run:
         """The host's inner model of a lane."""
         return self.guider.inner_model if lane.owner is self.base else lane.owner.model
 
-    def options(self, lane: Lane) -> dict:
-        """The model options that a lane's conditionings and hooks belong to, before sampling starts."""
-        return self.guider.model_options if lane.leader == BASE else self.lanes[lane.leader].options
+    # --- what a step asks ----------------------------------------------------------------------------------------
 
-    def processed(self, prediction: Prediction) -> list[dict] | None:
+    def name(self, cond: Conds) -> Hashable:
+        """What the host asks for with one of its conditionings: a prediction of the recipe, or something of its own."""
+        host = self.guider.conds
+        if cond is host.get(self.conditionings.negative) or (self.only_unconditional and cond is host.get("positive")):
+            return self.recipe.baseline
+        return Prediction(BASE, POSITIVE) if cond is host.get("positive") else id(cond)
+
+    def handed(self, args: dict) -> dict[Hashable, Tensor]:
+        """The predictions that the host hands to post-CFG functions; what it guides away from is the baseline."""
+        handed = {self.name(args[kind]): args[f"{kind}_denoised"]
+                  for kind in ("cond", "uncond") if args.get(kind) is not None}
+        if args.get("uncond") is not None and self.conditionings.negative == "negative":
+            handed.setdefault(self.recipe.baseline, args["uncond_denoised"])
+        return handed
+
+    def leader(self, name: Hashable) -> str:
+        """The lane whose batch a prediction belongs to."""
+        return self.lanes[name.model].leader if isinstance(name, Prediction) else BASE
+
+    def conds(self, p: Prediction) -> Conds | None:
         """The processed conditioning of a prediction, or None if there is none."""
-        if prediction.model == BASE and prediction.conditioning in (POSITIVE, UNCONDITIONAL):
-            return self.guider.conds.get({POSITIVE: "positive", UNCONDITIONAL: "negative"}[prediction.conditioning])
-        return self.lanes[prediction.model].conds[prediction.conditioning]
+        pair, kind = self.conditionings.places[p.conditioning]
+        own = p.model == BASE and pair == SAMPLER
+        return (self.guider.conds if own else self.lanes[p.model].pairs[pair]).get(kind)
+
+    def row(self, p: Prediction) -> Row:
+        """A prediction as a row of a batch."""
+        role = GUIDED if self.conditionings.places[p.conditioning][1] == "positive" else UNGUIDED
+        return Row(self.conds(p), role, None if self.lanes[p.model].adapter is None else p.model)
+
+    def own_role(self, place: int) -> int:
+        """The role of what the host asks for: its place in the host's list."""
+        return UNGUIDED if self.only_unconditional else place
+
+    def is_unguided(self, sigma: float, options: dict) -> bool:
+        """True if the sampler's own guidance has scale 0 at this noise level, and nobody else looks at its positive."""
+        foreign = [fn for fn in options["sampler_post_cfg_function"][1:]] + options.get("sampler_pre_cfg_function", [])
+        if foreign or "sampler_cfg_function" in options:
+            return False
+        scale_at = getattr(self.guider, "scale_at", None)
+        plain = type(self.guider).predict_noise is CFGGuider.predict_noise
+        return (scale_at(sigma, self.progress) if scale_at else self.guider.cfg if plain else None) == 0.0
 
     # --- before the models load ---------------------------------------------------------------------------------
 
@@ -90,9 +131,8 @@ class Run:
         return self
 
     def _prepare(self) -> None:
-        """Options and hooks of every lane; the MODELs to load; the run itself, where its wrappers find it."""
+        """Options and hooks of every lane; the run itself, where its wrappers find it."""
         self.guider.model_options[KEY] = self
-        self.base.set_additional_models(KEY, self.owners[1:])
         for name, lane in self.lanes.items():
             if lane.leader == name != BASE:
                 lane.options = create_model_options_clone(lane.patcher.model_options)
@@ -101,35 +141,20 @@ class Run:
         for owner in self.owners:
             self._register_hooks(owner)
 
-    def _conditionings(self) -> dict[str, str]:
-        """Collect the conditionings by name; returns the names that stand for the sampler's own."""
-        own = {POSITIVE: self.guider.conds.get("positive"), UNCONDITIONAL: self.guider.conds.get("negative")}
-        self.conditionings = {name: conds for name, conds in own.items() if conds is not None}
-        known = {fingerprint(conds): name for name, conds in self.conditionings.items()}
-        self.only_unconditional = len(known) < len(self.conditionings)
-        same = {}
-        for name, conditioning in self.spec.conditionings.items():
-            conds = convert_cond(conditioning)
-            self.conditionings[name] = conds
-            if (twin := known.get(fingerprint(conds))) is not None:
-                same[name] = twin
-        if self.only_unconditional:
-            same[POSITIVE] = UNCONDITIONAL
-        return same
-
     def _ask_lanes(self) -> None:
-        """Give each lane its own copy of the conditionings that the recipe asks it for."""
+        """Give each lane its own copies of the conditionings that the recipe asks it for."""
         used = [(p, g.label) for g in self.recipe.guidances for p in g.uses]
         if self.recipe.baseline.model != BASE:
             used.append((self.recipe.baseline, "baseline_model"))
-        for prediction, label in used:
-            if prediction.conditioning not in self.conditionings:
-                raise ValueError(f"{label} needs the {prediction.conditioning} conditioning, and this guider has none; "
+        copies = {owner: Copies(shared=owner is self.base) for owner in self.owners}
+        for p, label in used:
+            pair, kind = self.conditionings.places[p.conditioning]
+            conds, lane = self.conditionings.pair(pair), self.lanes[p.model]
+            if not conds.get(kind):
+                raise ValueError(f"{label} needs the {p.conditioning} conditioning, and this guider has none; "
                                  "use a guider with a negative input, or connect the guidance's own conditioning.")
-            if prediction.model != BASE or prediction.conditioning not in (POSITIVE, UNCONDITIONAL):
-                lane = self.lanes[prediction.model]
-                conds = [c.copy() for c in self.conditionings[prediction.conditioning]]
-                lane.conds.setdefault(prediction.conditioning, conds)
+            if pair not in lane.pairs and not (p.model == BASE and pair == SAMPLER):  # that is the host's own
+                lane.pairs[pair] = copies[lane.owner](conds)
 
     def _register_hooks(self, owner: ModelPatcher) -> None:
         """Register the hooks of all conditionings that run on one module, together, with its MODEL."""
@@ -141,38 +166,39 @@ class Run:
         if owner is self.base:
             conds = [*self.guider.conds.values(), *conds]
         for lane in lanes:
+            options = self.guider.model_options if lane.leader == BASE else self.lanes[lane.leader].options
             if added.hooks:
-                register_hooks(owner, self.options(lane), added, collect_hooks(conds))
-            filter_registered_hooks_on_conds(lane.conds, self.options(lane))
+                register_hooks(owner, options, added, collect_hooks(conds))
+            filter_registered_hooks_on_conds(lane.conds, options)
         if owner is self.base and len({c.get("hooks") for part in conds for c in part}) > 1:
             owner.hook_mode = comfy.hooks.EnumHookMode.MaxSpeed  # the host chose by its own conditionings alone
 
-    def to_load(self, conds: dict[str, list]) -> dict[str, list]:
-        """The host's conditionings and the recipe's: their ControlNets have to be loaded, too."""
-        ours = {f"{KEY} {name} {key}": c for name, lane in self.lanes.items() for key, c in lane.conds.items()}
-        return {**conds, **ours}
+    def to_load(self, conds: dict[str, Conds]) -> dict[str, Conds]:
+        """The host's conditionings with the recipe's and its MODELs, in the form in which the host loads models."""
+        ours = {f"{KEY} {name} {kind}": c for name, lane in self.lanes.items() for kind, c in lane.conds.items()}
+        models = [m for owner in self.owners[1:] for m in (owner, *owner.get_nested_additional_models())]
+        return {**conds, **ours, KEY: [{"additional_models": models}]}
 
     @property
     def batch_factor(self) -> int:
         """By how much the largest batch of predictions exceeds the two that the host reckons with."""
-        sizes = Counter({BASE: 2})
-        for lane in self.lanes.values():
-            sizes[lane.leader] += len(lane.conds)
+        used = {p for g in self.recipe.guidances for p in g.uses}
+        own = {Prediction(BASE, POSITIVE), Prediction(BASE, UNCONDITIONAL)}
+        sizes = Counter(self.leader(p) for p in used | own)
         return (max(sizes.values()) + 1) // 2
 
     # --- models are loaded, sampling starts ---------------------------------------------------------------------
 
-    def start(self, sigmas, noise, latent_image, denoise_mask, seed) -> None:
+    def start(self, sigmas: Tensor, noise: Tensor, latent_image: Tensor, denoise_mask: Tensor | None,
+              seed: int | None) -> None:
         """Prepare the other models, the conditionings and the masks for a latent of the shape of ``noise``."""
         sampling = self.guider.inner_model.model_sampling
         self.progress = Progress(sampling.percent_to_sigma, float(sampling.sigma_max))
         self.sigmas = [float(sigma) for sigma in sigmas]
-        tracing.begin(self)
-        performance = self.spec.performance
-        self.reuse = Reuse(performance, self.sigmas, is_flow(self.base)) if performance.reuses else None
-        self.masks = {name: prepare_mask(mask, noise.shape, noise.device) for name, mask in self.spec.masks.items()}
+        self.from_noise = self.sigmas[0] > 0.99 * float(sampling.sigma_max)
         shapes = getattr(self.guider.inner_model, "latent_shapes", None)
-        takes_shapes = "latent_shapes" in inspect.signature(process_conds).parameters  # newer hosts only
+        tracing.begin(self)
+        self.begin(noise)
         for owner in self.owners:
             if owner is not self.base:
                 owner.pre_run()
@@ -180,12 +206,16 @@ class Run:
             self._apply_to_rows(owner)
         for lane in self.lanes.values():
             lane.options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
-            for name in lane.conds:
-                kind = "negative" if name == UNCONDITIONAL else "positive"
-                # one call each: processed together, conditionings would exchange areas and ControlNets
-                lane.conds[name] = process_conds(
-                    self.inner(lane), noise, {kind: lane.conds[name]}, lane.owner.load_device, latent_image,
-                    denoise_mask, seed, **({"latent_shapes": shapes} if takes_shapes else {}))[kind]
+            lane.pairs = {pair: process(conds, self.inner(lane), noise, lane.owner.load_device, latent_image,
+                                        denoise_mask, seed, shapes) for pair, conds in lane.pairs.items()}
+
+    def begin(self, x: Tensor) -> None:
+        """Begin what depends on the size of the latent: masks, momentum, reuse. A few samplers change it on the way."""
+        performance = self.spec.performance
+        self.shape, self.momentum = x.shape, Momentum()
+        self.reuse = Reuse(performance, self.sigmas, is_flow(self.base)) if performance.reuses else None
+        streams = getattr(self.guider.inner_model, "latent_shapes", None) or [x.shape]
+        self.masks = {name: spatial_mask(mask, x.shape, streams).to(x.device) for name, mask in self.spec.masks.items()}
 
     def _apply_to_rows(self, owner: ModelPatcher) -> None:
         """Let an owner's network apply the adapters of its lanes to rows."""
@@ -199,13 +229,25 @@ class Run:
 
     def __exit__(self, *_) -> None:
         self.exits.close()
-        self.base.set_additional_models(KEY, self.additional)
         cleanup_models(self.to_load({}), [])
         for owner in self.owners[1:]:
             owner.cleanup()
             owner.restore_hook_patches()
         self.guider.model_options.pop(KEY, None)
         self.lanes.clear()
+
+
+def spatial_mask(mask: Tensor, shape: torch.Size, streams: list[torch.Size]) -> Tensor:
+    """A mask (B, H, W) shaped like the latent.
+
+    Args:
+        streams: shapes of the latents that the host has packed into one, as picture and sound; the mask is one of the
+            first, and the others are whole, as with the host's own masks.
+    """
+    if len(streams) <= 1:
+        return prepare_mask(mask, shape, mask.device)
+    parts = [prepare_mask(mask, streams[0], mask.device), *(torch.ones(s, device=mask.device) for s in streams[1:])]
+    return torch.cat([part.flatten(1).unsqueeze(1) for part in parts], dim=-1)
 
 
 def drop_own_wrappers(options: dict) -> None:

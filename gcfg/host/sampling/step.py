@@ -1,8 +1,8 @@
-"""One evaluation of a recipe: rides on the host's own batch, adds what is missing, and combines."""
+"""One step of a recipe: what the host asks for and what the recipe needs, predicted together and added up."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from ...guidance import BASE, UNCONDITIONAL, Prediction, combine, plan
 from ...guidance.plan import in_zero_init
 from . import tracing
 from .chain import POSITIVE
-from .predict import GUIDED, UNGUIDED, Row, coverage, is_active, predict
+from .conditionings import coverage, is_active
+from .predict import Row, predict
 from .run import Run
 
 STEP = "gcfg_step"
@@ -19,73 +20,57 @@ STEP = "gcfg_step"
 
 
 class Step:
-    """What a recipe does at one call of a sampler's model, at noise level ``timestep`` (B,) and latent ``x`` (B, ...).
+    """A recipe at one call of a sampler's model, at noise level ``timestep`` (B,) and latent ``x`` (B, ...).
 
-    The host computes its own guidance first (positive and unconditional prediction, other packs' CFG functions) and
-    hands its result to the post-CFG functions. This step stands first among these and adds the recipe's guidances.
+    The host computes its own guidance (positive and unconditional prediction, other packs' CFG functions) and hands
+    the result to the post-CFG functions. This step rides on the host's batch with what the recipe needs, stands first
+    among the post-CFG functions, and adds the guidances there.
     """
 
     def __init__(self, run: Run, x: Tensor, timestep: Tensor):
-        self.run, self.x, self.timestep = run, x, timestep
-        self.sigma = float(timestep[0])
+        self.run, self.x, self.timestep, self.sigma = run, x, timestep, float(timestep[0])
         self.predictions: dict[Hashable, Tensor] = {}
-        self.in_host_batch = False
         self.reused: set[Prediction] = set()
+        self.asked = self.finished = False
+        if x.shape != run.shape:
+            run.begin(x)
         used = {p for g in run.recipe.guidances for p in g.uses}
-        absent = {p for p in used if not is_active(run.processed(p) or [], self.sigma)}
-        self.zero_init = in_zero_init(run.recipe, self.sigma, run.sigmas)
+        absent = {p for p in used if not is_active(run.conds(p) or [], self.sigma)}
+        self.zero_init = run.from_noise and in_zero_init(run.recipe, self.sigma, run.sigmas)
         self.plan = plan(run.recipe, self.sigma, run.progress, added=True, absent=used if self.zero_init else absent)
 
-    def options(self, model_options: dict) -> dict:
-        """The model options with this step in them."""
-        post_cfg = [self.finish, *model_options.get("sampler_post_cfg_function", [])]
-        options = {**model_options, STEP: self, "sampler_post_cfg_function": post_cfg}
+    def predict_noise(self, executor, model_options: dict, *args, **kwargs) -> Tensor:
+        """The sampler's prediction with the guidances, also by a guider that calls no post-CFG functions."""
+        options = {**model_options, STEP: self,
+                   "sampler_post_cfg_function": [self.finish, *model_options.get("sampler_post_cfg_function", [])]}
         if Prediction(BASE, UNCONDITIONAL) in self.plan.predictions:
             options["disable_cfg1_optimization"] = True
-        return options
-
-    # --- the host's own batch -----------------------------------------------------------------------------------
+        denoised = executor(self.x, self.timestep, options, *args, **kwargs)
+        return denoised if self.finished else self.finish({"denoised": denoised, "model_options": options})
 
     def calc_cond_batch(self, executor, model, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
         """The host's batch, and in it what the recipe needs of the same weights; equal rows run once."""
-        if self.in_host_batch or model is not self.run.guider.inner_model or "context_handler" in options:
-            return executor(model, conds, x, timestep, options)
-        self.in_host_batch = True
-        keys = [None if cond is None else self.key_of(cond) for cond in conds]
-        rows: dict[Hashable, Row] = {}
-        for position, (key, cond) in enumerate(zip(keys, conds, strict=True)):
-            if isinstance(key, Prediction) and key.model != BASE:
-                self._evaluate([key], options)
-            elif key is not None:
-                rows.setdefault(key, Row(cond, position))
-        for p in self._missing(BASE):
-            rows.setdefault(p, self._row(p))
-        reused = [key for key in rows if self._reusable(key)] if self.run.recipe.baseline in keys else []
-        for key in reused:
-            rows.pop(key)
-        network = self.run.networks[self.run.base]
-        with self.run.spec.trace.timed(BASE, x.device):
-            found = predict(model, list(rows.values()), x, timestep, options, network, executor)
-        self._keep(dict(zip(rows, found, strict=True)), reused)
-        return [torch.zeros_like(x) if key is None else self.predictions[key] for key in keys]
-
-    def key_of(self, cond: list[dict]) -> Hashable:
-        """What the host asks for with one of its conditionings: a prediction of the recipe, or something of its own."""
-        host = self.run.guider.conds
-        if cond is host.get("negative") or (self.run.only_unconditional and cond is host.get("positive")):
-            return self.run.recipe.baseline
-        return Prediction(BASE, POSITIVE) if cond is host.get("positive") else id(cond)
-
-    # --- after the host's guidance ------------------------------------------------------------------------------
+        if self.asked or model is not self.run.guider.inner_model or x.shape != self.x.shape:
+            return executor(model, conds, x, timestep, options)  # a patch's own call, another model, a context window
+        self.asked = True
+        names = [None if cond is None else self.run.name(cond) for cond in conds]
+        own: dict[Hashable, Row] = {}
+        for place, (name, cond) in enumerate(zip(names, conds, strict=True)):
+            if cond is not None:
+                own.setdefault(name, Row(cond, self.run.own_role(place), added=False))
+        baseline, positive = self.run.recipe.baseline, Prediction(BASE, POSITIVE)
+        if baseline in own and positive not in self.plan.predictions and self.run.is_unguided(self.sigma, options):
+            own.pop(positive, None)  # the host will multiply its difference from the baseline by 0
+        self.predict(own, options, batch=executor)
+        return [torch.zeros_like(x) if cond is None else self.predictions[name if name in own else baseline].clone()
+                for name, cond in zip(names, conds, strict=True)]
 
     def finish(self, args: dict) -> Tensor:
         """Post-CFG function: the host's result and the recipe's guidances, checked for NaN."""
-        for kind in ("cond", "uncond"):  # where another pack's function replaced the host's batch
-            if args.get(kind) is not None:
-                self.predictions.setdefault(self.key_of(args[kind]), args[f"{kind}_denoised"])
-        self.in_host_batch = True
-        for name in self.run.lanes:
-            self._evaluate(self._missing(name), args["model_options"])
+        self.asked = self.finished = True
+        for name, value in self.run.handed(args).items():
+            self.predictions.setdefault(name, value)
+        self.predict({}, args["model_options"])
         added: dict[int, tuple[float, Tensor]] = {}
         denoised = combine(self.plan, self.predictions, self.x, self.sigma, masks=self._masks(),
                            momentum=self.run.momentum, start=args["denoised"],
@@ -95,43 +80,56 @@ class Step:
         self.predictions.clear()  # the options that hold this step also hold a reference to it
         return self.x if self.zero_init else denoised
 
-    def _missing(self, leader: str) -> list[Prediction]:
-        return [p for p in self.plan.predictions
-                if self.run.lanes[p.model].leader == leader and p not in self.predictions]
+    def predict(self, own: dict[Hashable, Row], options: dict, **batch) -> None:
+        """Evaluate what is missing, one batch for each lane that leads one.
 
-    def _row(self, p: Prediction) -> Row:
-        seen_as = UNGUIDED if p.conditioning == UNCONDITIONAL else GUIDED
-        return Row(self.run.processed(p), seen_as, None if self.run.lanes[p.model].adapter is None else p.model)
+        The base's comes last: patches that keep something of a batch until the post-CFG functions keep it of that.
 
-    def _evaluate(self, wanted: list[Prediction], base_options: dict) -> None:
-        """Predict on one set of weights, in one batch where the memory allows."""
-        if self.run.recipe.baseline in self.predictions:
-            self._keep({}, [p for p in wanted if self._reusable(p)])
-        wanted = [p for p in wanted if p not in self.predictions]
-        if not wanted:
-            return
-        lane = self.run.lanes[self.run.lanes[wanted[0].model].leader]
-        options = base_options if lane.leader == BASE else lane.options
-        device = lane.owner.load_device
-        with self.run.spec.trace.timed(lane.leader, device):
-            found = predict(self.run.inner(lane), [self._row(p) for p in wanted], self.x.to(device),
-                            self.timestep.to(device), options, self.run.networks[lane.owner])
-        self._keep({p: value.to(self.x.device) for p, value in zip(wanted, found, strict=True)})
+        Args:
+            own: rows that the host itself asks for; the unconditional is left to it until it is done.
+            batch: the executor of the wrapper around the host's batch, as ``batch``.
+        """
+        run, left_to_host = self.run, {Prediction(BASE, UNCONDITIONAL)} if own else set()
+        wanted = {p: run.row(p) for p in self.plan.predictions if p not in left_to_host and p not in own}
+        wanted |= {name: run.row(name) if run.leader(name) != BASE else row for name, row in own.items()}
+        wanted = {name: row for name, row in wanted.items() if name not in self.predictions}
+        reused = [name for name in wanted if self._reusable(name, wanted)]
+        found = {}
+        for leader in run.leaders:
+            rows = {name: wanted[name] for name in wanted if run.leader(name) == leader and name not in reused}
+            if rows:
+                found |= zip(rows, self._batch(leader, list(rows.values()), options, **batch), strict=True)
+        self.predictions |= found
+        self._settle(found, reused)
 
-    def _reusable(self, key: Hashable) -> bool:
+    def _batch(self, leader: str, rows: list[Row], base_options: dict, **batch) -> list[Tensor]:
+        """The predictions (B, ...) of some rows on the weights of one lane."""
+        lane = self.run.lanes[leader]
+        device, network = lane.owner.load_device, self.run.networks[lane.owner]
+        options, batch = (base_options, batch) if leader == BASE else (lane.options, {})
+        with self.run.spec.trace.timed(leader, device):
+            found = predict(self.run.inner(lane), rows, self.x.to(device), self.timestep.to(device), options, network,
+                            **batch)
+        return [value.to(self.x.device) for value in found]
+
+    # --- fewer passes: predictions of earlier steps ----------------------------------------------------------------
+
+    def _reusable(self, name: Hashable, wanted: dict) -> bool:
         """True if a prediction may be taken from its last offset; the baseline is always evaluated."""
-        reuse = self.run.reuse
-        return reuse is not None and key != self.run.recipe.baseline and reuse.ready(key, self.sigma)
+        reuse, baseline = self.run.reuse, self.run.recipe.baseline
+        known = baseline in wanted or baseline in self.predictions
+        return reuse is not None and known and name != baseline and reuse.ready(name, self.sigma)
 
-    def _keep(self, found: dict[Hashable, Tensor], reused: Sequence[Prediction] = ()) -> None:
-        """Keep what was evaluated, and fill in what is reused."""
-        self.predictions.update(found)
+    def _settle(self, found: dict[Hashable, Tensor], reused: list[Prediction]) -> None:
+        """Keep the offsets of what was evaluated, and fill in what is reused."""
         baseline = self.predictions.get(self.run.recipe.baseline)
         if self.run.reuse is None or baseline is None:
             return
         self.reused.update(reused)
         ours = {p: value for p, value in found.items() if isinstance(p, Prediction) and p != self.run.recipe.baseline}
-        self.predictions.update(self.run.reuse.settle(ours, reused, self.sigma, baseline))
+        self.predictions |= self.run.reuse.settle(ours, reused, self.sigma, baseline)
+
+    # --- where guidances act, and what went wrong ------------------------------------------------------------------
 
     def _masks(self) -> dict[int, Tensor]:
         """Where each guidance acts: its own mask, and where its predictions exist at all."""
@@ -140,7 +138,7 @@ class Step:
             g = term.guidance
             parts = [self.run.masks[g.mask]] if g.mask is not None else []
             for p in {*g.uses} - {self.run.recipe.baseline}:
-                parts += [c for c in [coverage(self.run.processed(p), self.x, self.timestep)] if c is not None]
+                parts += [c for c in [coverage(self.run.conds(p), self.x, self.timestep)] if c is not None]
             if parts:
                 masks[term.index] = torch.stack(torch.broadcast_tensors(*parts)).prod(dim=0)
         return masks

@@ -38,7 +38,7 @@ def record(step, host: dict, added: dict[int, tuple[float, Tensor]]) -> None:
         added: scale and contribution of each guidance of the recipe that acted.
     """
     baseline = step.predictions.get(step.plan.baseline)
-    guided = HOST in step.run.spec.trace.guidances and step.key_of(host["cond"]) != step.plan.baseline
+    guided = HOST in step.run.spec.trace.guidances and host.get("cond_scale", 0.0) != 0.0
     if guided and baseline is not None:
         added = {HOST: (host["cond_scale"], host["denoised"] - baseline), **added}
     count = sum(isinstance(p, Prediction) for p in step.predictions)

@@ -115,7 +115,7 @@ def test_mixed_prompt_lengths(tiny, base, concept):
     links = [Link(model=concept, conditioning=style), Link(conditioning=style, scale=0.5)]
     with counted(base, concept) as calls:
         gcfg(base, positive, negative, tiny.latent(), links=links)
-    assert calls[:2] == [(0, 3), (1, 1)]
+    assert calls[:2] == [(1, 1), (0, 3)]
 
 
 def test_batched_prompts(tiny, base, concept):
@@ -136,7 +136,7 @@ def test_other_architectures(tiny, family):
     latent = tiny.latent(channels=channels)
     with counted(base, concept) as calls:
         result = gcfg(base, positive, negative, latent, concept, links=[Link(conditioning=style, scale=-0.5)])
-    assert calls == [(0, 3), (1, 1)] * 4
+    assert calls == [(1, 1), (0, 3)] * 4
     assert torch.isfinite(result).all()
     links = [Link(model=concept, scale=2.5), Link(conditioning=style, scale=-0.5)]
     assert torch.equal(result, through_guider(base, positive, negative, latent, links))

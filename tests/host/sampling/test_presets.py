@@ -86,7 +86,7 @@ def test_concept_centric_without_a_prompt_is_the_rectified_form(tiny, base, conc
     chain = GCFGPreset.execute("concept-centric", 2.5, 1.5, 0.0, model_2=concept).args[0]
     with counted(base, concept) as calls:
         result = guided(Guider(base, negative, chain), tiny.latent(), steps=1)
-    assert calls == [(0, 1), (1, 1)]
+    assert calls == [(1, 1), (0, 1)]
     d0, dc = denoised(tiny, base, negative, negative), denoised(tiny, concept, negative, negative)
     assert relative(result, d0 + 1.5 * (dc - d0)) < 1e-4
 
@@ -98,7 +98,7 @@ def test_personalization_ends_are_domain_guidance_and_cfg_of_the_tuned_model(tin
                                model_2=concept).args[0]
     with counted(base, concept) as calls:
         result = guided(Guider(base, negative, chain), tiny.latent(), steps=1)
-    assert calls == [(0, 1), (1, 1 + int(weight))]
+    assert calls == [(1, 1 + int(weight)), (0, 1)]
     tuned = denoised(tiny, concept, positive, negative)
     reference = denoised(tiny, concept if weight else base, negative, negative)
     assert relative(result, reference + 3.0 * (tuned - reference)) < 5e-4

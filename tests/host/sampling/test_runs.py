@@ -150,5 +150,5 @@ def test_a_run_that_fails_to_start_leaves_nothing(tiny, base, concept, prompts, 
         broken.setattr(run.Run, "_register_hooks", lambda self, owner: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             stock(patched, positive, negative, tiny.latent())
-    assert patched.get_additional_models_with_key("gcfg") == [concept]
+    assert list(patched.get_attachment("gcfg").models.values()) == [concept]
     assert torch.equal(stock(patched, positive, negative, tiny.latent()), expected)

@@ -92,20 +92,20 @@ def test_forward_passes(tiny, base, concept, prompts):
     latent = tiny.latent()
     with counted(base, concept) as calls:
         gcfg(base, positive, negative, latent, concept)
-    assert calls == [(0, 2), (1, 1)] * 4  # three predictions on two models: two calls a step
+    assert calls == [(1, 1), (0, 2)] * 4  # three predictions on two models: two calls a step
     with counted(base, concept) as calls:
         gcfg(base, positive, negative, latent, concept, concept_scale=0.0)
     assert calls == [(0, 2)] * 4
     with counted(base, concept) as calls:
         gcfg(base, positive, negative, latent, concept, control_scale=0.0)
-    assert calls == [(0, 1), (1, 1)] * 4
+    assert calls == [(1, 1), (0, 1)] * 4
     with counted(base, concept) as calls:
         links = [Link(conditioning=style), Link(conditioning=positive, scale=-1.0), Link(), Link(model=concept)]
         gcfg(base, positive, negative, latent, concept, links=links)
-    assert calls == [(0, 3), (1, 1)] * 4  # the positive, the unconditional and the concept are already there
+    assert calls == [(1, 1), (0, 3)] * 4  # the positive, the unconditional and the concept are already there
     with counted(base, concept) as calls:
         through_guider(base, positive, negative, latent, [Link(model=concept)], scale=0.0)
-    assert calls == [(0, 1), (1, 1)] * 4
+    assert calls == [(1, 1), (0, 1)] * 4
 
 
 def test_windows_cost_nothing_outside(tiny, base, concept, prompts):

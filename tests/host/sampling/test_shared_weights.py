@@ -71,7 +71,7 @@ def test_a_clone_with_other_attention_patches(tiny, base, prompts):
     perturbed.set_model_attn1_replace(lambda q, k, v, extra_options: v, "middle", 0)
     with counted(base) as calls:
         result = gcfg(base, positive, negative, tiny.latent(), links=[Link(model=perturbed, conditioning=positive)])
-    assert calls == [(0, 2), (0, 1)] * 4
+    assert calls == [(0, 1), (0, 2)] * 4
     apart = tiny.sd15(1)
     apart.set_model_attn1_replace(lambda q, k, v, extra_options: v, "middle", 0)
     expected = gcfg(base, positive, negative, tiny.latent(), links=[Link(model=apart, conditioning=positive)])
@@ -132,6 +132,6 @@ def test_hooks_on_guidances_of_dynamic_models(tiny, base, concept, prompts):
     links = [Link(conditioning=hooked(tiny, base, positive)), Link(model=dynamic[1])]
     patched = apply(dynamic[0], links)
     assert not isinstance(patched, Dynamic) and patched.model is base.model
-    assert patched.get_additional_models_with_key("gcfg") == [concept]
+    assert list(patched.get_attachment("gcfg").models.values()) == [concept]
     without = apply(dynamic[0], [Link(model=dynamic[1])])
-    assert isinstance(without, Dynamic) and without.get_additional_models_with_key("gcfg") == [dynamic[1]]
+    assert isinstance(without, Dynamic) and list(without.get_attachment("gcfg").models.values()) == [dynamic[1]]
