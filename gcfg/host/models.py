@@ -8,6 +8,7 @@ import logging
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST
+from comfy.patcher_extension import WrappersMP
 
 from . import KEY
 
@@ -53,6 +54,34 @@ def check_mixable(base: ModelPatcher, other: ModelPatcher, label: str) -> None:
     if float(ours.sigma_max) > 1.5 * float(theirs.sigma_max):
         logging.warning("GCFG: %s: noise levels of the run reach %.4g, but %s was trained up to %.4g.",
                         label, float(ours.sigma_max), describe(other), float(theirs.sigma_max))
+
+
+def check_acts(base: ModelPatcher, other: ModelPatcher, label: str) -> None:
+    """Refuse a second MODEL with functions that act on a sampler's whole guidance, unless the base has the same.
+
+    On the one prediction that is asked of it they would do nothing.
+
+    Raises:
+        ValueError: it carries such functions.
+    """
+    known = set(map(id, _of_whole_guidance(base)))
+    nodes = {getattr(fn, "__qualname__", type(fn).__name__).split(".")[0]: None
+             for fn in _of_whole_guidance(other) if id(fn) not in known}
+    if nodes:
+        raise ValueError(f"{label}: its model carries {', '.join(nodes)}, which changes the guidance of a whole "
+                         "sampler and would do nothing to this one prediction; connect that node to the sampler's "
+                         "model instead.")
+
+
+def _of_whole_guidance(patcher: ModelPatcher) -> list:
+    """The functions on a MODEL that are called with a sampler's combined or paired predictions."""
+    found = []
+    for name in ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function",
+                 "sampler_calc_cond_batch_function"):
+        value = patcher.model_options.get(name, [])
+        found += value if isinstance(value, list) else [value]
+    wrappers = _foreign(patcher.wrappers).get(WrappersMP.PREDICT_NOISE, {})
+    return found + [fn for by_key in wrappers.values() for fn in by_key]
 
 
 def check_conditioning(patcher: ModelPatcher, conditioning: list, label: str) -> None:

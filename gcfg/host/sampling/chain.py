@@ -9,7 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...guidance import BASE, UNCONDITIONAL, Guidance, Prediction, Recipe, Schedule, Shaping
-from ..models import check_conditioning, check_mixable
+from ..models import check_acts, check_conditioning, check_mixable
 
 POSITIVE = "positive"
 """Name of the conditioning that the host's own sampler guides towards."""
@@ -116,6 +116,7 @@ class _Compiler:
         patcher = self.base if patcher is None else patcher
         if patcher is not self.base:
             check_mixable(self.base, patcher, label)
+            check_acts(self.base, patcher, label)
         if conditioning is not None:
             check_conditioning(patcher, conditioning, label)
         text = UNCONDITIONAL if conditioning is None else self._conditioning(conditioning)

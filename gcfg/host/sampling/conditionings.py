@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import inspect
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import comfy.hooks
 import torch
 from comfy.sampler_helpers import convert_cond
-from comfy.samplers import get_area_and_mult, process_conds
+from comfy.samplers import process_conds
 from torch import Tensor
 
 from ...guidance import UNCONDITIONAL, Guidance, Prediction, Recipe
@@ -146,22 +146,3 @@ def process(conds: Mapping[str, Conds], model, noise: Tensor, device: torch.devi
 def is_active(conds: Conds, sigma: float) -> bool:
     """False if every part of a conditioning is limited to other noise levels: the host then predicts zeros."""
     return any(c.get("timestep_end", 0.0) <= sigma <= c.get("timestep_start", torch.inf) for c in conds)
-
-
-def coverage(conds: Iterable[dict], x: Tensor, timestep: Tensor) -> Tensor | None:
-    """Where a conditioning predicts, 0 to 1, shaped like x; None means everywhere.
-
-    Outside its areas and masks the host predicts zeros, which must not be taken for a prediction. Strengths only weigh
-    the parts of a conditioning against each other.
-    """
-    if any("default" in c for c in conds) or not any({"area", "mask"} & c.keys() for c in conds):
-        return None
-    total = torch.zeros_like(x)
-    unweighed = ({**c, "strength": 1.0, "mask_strength": 1.0} for c in conds)
-    for part in filter(None, (get_area_and_mult(c, x, timestep) for c in unweighed)):
-        region = total
-        dims = len(part.area) // 2 if part.area is not None else 0
-        for i in range(dims):
-            region = region.narrow(i + 2, part.area[i + dims], part.area[i])
-        region += part.mult
-    return total.clamp_(0.0, 1.0)

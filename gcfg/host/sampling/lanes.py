@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from comfy.model_patcher import ModelPatcher
+from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy.sampler_helpers import prepare_model_patcher
+from comfy.samplers import CFGGuider
 
 from ...guidance import BASE
 from ...nulltext.rowwise import RowAdapter
+from .. import KEY
 from ..models import same_modules, same_options, same_weights, with_own_weights
 from .conditionings import Conds
 from .rows import NotRowwise, row_adapter
@@ -25,7 +30,9 @@ class Lane:
         adapter: what its rows of that batch take beside the owner's weights.
         pairs: its own copies of the conditionings that it is asked for, together with those that the host would
             process them with, ``{pair: {"positive": ..., "negative": ...}}``; unprocessed until sampling starts.
-        options: its own model options (the base's come with each step).
+        guider: stands for it where packs wrap a whole run, and holds its model options; only for a lane that leads a
+            batch beside the base's.
+        patched: its model options hold attention patches that the base's do not.
     """
 
     patcher: ModelPatcher
@@ -33,12 +40,36 @@ class Lane:
     leader: str
     adapter: RowAdapter | None = None
     pairs: dict[str, dict[str, Conds]] = field(default_factory=dict)
-    options: dict = field(default_factory=dict)
+    guider: CFGGuider | None = None
+    patched: bool = False
 
     @property
     def conds(self) -> dict[str, Conds]:
         """All its conditionings, each under a name of its own."""
         return {f"{pair} {kind}": conds for pair, part in self.pairs.items() for kind, conds in part.items()}
+
+    @property
+    def options(self) -> dict:
+        """Its own model options."""
+        return self.guider.model_options
+
+    def prepare(self, base_options: dict) -> None:
+        """Give it model options of its own, as the host prepares those of a sampler's MODEL.
+
+        This pack's wrappers are taken out, so that a clone of the base does not run the recipe again.
+        """
+        self.guider = CFGGuider(self.patcher)
+        self.guider.conds, self.guider.inner_model = self.conds, self.owner.model
+        self.guider.model_options = options = create_model_options_clone(self.patcher.model_options)
+        self.patched = has_patches_beyond(options, base_options)
+        prepare_model_patcher(self.patcher, {}, options)
+        for by_key in options["transformer_options"].get("wrappers", {}).values():
+            by_key.pop(KEY, None)
+
+    def within_wrappers(self, call: Callable) -> Callable:
+        """A call of a whole run, within what its MODEL's packs wrap around one."""
+        wrappers = get_all_wrappers(WrappersMP.OUTER_SAMPLE, self.options, is_model_options=True)
+        return WrapperExecutor.new_class_executor(call, self.guider, wrappers).execute if wrappers else call
 
 
 def assign_lanes(base: ModelPatcher, patchers: dict[str, ModelPatcher]) -> tuple[dict[str, Lane], dict[str, str]]:
@@ -77,3 +108,13 @@ def find_weights(patcher: ModelPatcher, lanes: list[Lane]) -> tuple[ModelPatcher
         reason = str(error)
     logging.info("GCFG: a second copy of the weights is made for this run, because %s.", reason)
     return with_own_weights(patcher), None
+
+
+def has_patches_beyond(options: dict, base: dict) -> bool:
+    """True if model options hold attention patches or a function wrapper that the base's do not hold."""
+    def patches(of: dict) -> set[int]:
+        transformer = of.get("transformer_options", {})
+        listed = [fn for part in transformer.get("patches", {}).values() for fn in part]
+        replacing = [fn for part in transformer.get("patches_replace", {}).values() for fn in part.values()]
+        return {id(fn) for fn in (*listed, *replacing, of.get("model_function_wrapper")) if fn is not None}
+    return not patches(options) <= patches(base)

@@ -73,8 +73,8 @@ def within(link: Link, model: ModelPatcher, performance: Performance) -> Link:
 
 
 def _outer_sample(spec: Spec, executor, *args, **kwargs):
-    with Run(executor.class_obj, spec):
-        return executor(*args, **kwargs)
+    with Run(executor.class_obj, spec) as run:
+        return run.within_wrappers(executor)(*args, **kwargs)
 
 
 def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import comfy.hooks
-import torch
-from comfy.model_patcher import ModelPatcher, create_model_options_clone
-from comfy.sampler_helpers import cleanup_models, prepare_mask, prepare_model_patcher
+from comfy.model_patcher import ModelPatcher
+from comfy.sampler_helpers import cleanup_models
 from comfy.samplers import CFGGuider, filter_registered_hooks_on_conds, preprocess_conds_hooks
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from .chain import POSITIVE
 from .conditionings import SAMPLER, Conditionings, Conds, Copies, process
 from .hooks import collect_hooks, register_hooks
 from .lanes import Lane, assign_lanes
+from .masks import spatial_mask
 from .predict import GUIDED, UNGUIDED, Row
 
 
@@ -101,9 +101,15 @@ class Run:
         return (self.guider.conds if own else self.lanes[p.model].pairs[pair]).get(kind)
 
     def row(self, p: Prediction) -> Row:
-        """A prediction as a row of a batch."""
-        role = GUIDED if self.conditionings.places[p.conditioning][1] == "positive" else UNGUIDED
-        return Row(self.conds(p), role, None if self.lanes[p.model].adapter is None else p.model)
+        """A prediction as a row of a batch.
+
+        An unconditional prediction is guided towards where its model carries patches of its own that may tell roles
+        apart: an image prompt acts on the guided role.
+        """
+        lane = self.lanes[p.model]
+        guided = self.conditionings.places[p.conditioning][1] == "positive" or (
+            self.lanes[lane.leader].patched and any(g.prediction == p for g in self.recipe.guidances))
+        return Row(self.conds(p), GUIDED if guided else UNGUIDED, None if lane.adapter is None else p.model)
 
     def own_role(self, place: int) -> int:
         """The role of what the host asks for: its place in the host's list."""
@@ -135,9 +141,7 @@ class Run:
         self.guider.model_options[KEY] = self
         for name, lane in self.lanes.items():
             if lane.leader == name != BASE:
-                lane.options = create_model_options_clone(lane.patcher.model_options)
-                prepare_model_patcher(lane.patcher, {}, lane.options)
-                drop_own_wrappers(lane.options)
+                lane.prepare(self.guider.model_options)
         for owner in self.owners:
             self._register_hooks(owner)
 
@@ -187,6 +191,13 @@ class Run:
         sizes = Counter(self.leader(p) for p in used | own)
         return (max(sizes.values()) + 1) // 2
 
+    def within_wrappers(self, call: Callable) -> Callable:
+        """A call of the whole run, within the wrappers of every lane; the base's are the host's business."""
+        for leader in self.leaders:
+            if leader != BASE:
+                call = self.lanes[leader].within_wrappers(call)
+        return call
+
     # --- models are loaded, sampling starts ---------------------------------------------------------------------
 
     def start(self, sigmas: Tensor, noise: Tensor, latent_image: Tensor, denoise_mask: Tensor | None,
@@ -205,7 +216,8 @@ class Run:
                 owner.model.latent_shapes = shapes
             self._apply_to_rows(owner)
         for lane in self.lanes.values():
-            lane.options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
+            if lane.guider is not None:
+                lane.options["transformer_options"]["sample_sigmas"] = sigmas
             lane.pairs = {pair: process(conds, self.inner(lane), noise, lane.owner.load_device, latent_image,
                                         denoise_mask, seed, shapes) for pair, conds in lane.pairs.items()}
 
@@ -235,22 +247,3 @@ class Run:
             owner.restore_hook_patches()
         self.guider.model_options.pop(KEY, None)
         self.lanes.clear()
-
-
-def spatial_mask(mask: Tensor, shape: torch.Size, streams: list[torch.Size]) -> Tensor:
-    """A mask (B, H, W) shaped like the latent.
-
-    Args:
-        streams: shapes of the latents that the host has packed into one, as picture and sound; the mask is one of the
-            first, and the others are whole, as with the host's own masks.
-    """
-    if len(streams) <= 1:
-        return prepare_mask(mask, shape, mask.device)
-    parts = [prepare_mask(mask, streams[0], mask.device), *(torch.ones(s, device=mask.device) for s in streams[1:])]
-    return torch.cat([part.flatten(1).unsqueeze(1) for part in parts], dim=-1)
-
-
-def drop_own_wrappers(options: dict) -> None:
-    """Take this pack's wrappers out of model options, so that a clone of the base does not run the recipe again."""
-    for by_key in options["transformer_options"].get("wrappers", {}).values():
-        by_key.pop(KEY, None)

@@ -11,7 +11,8 @@ from ...guidance import BASE, UNCONDITIONAL, Prediction, combine, plan
 from ...guidance.plan import in_zero_init
 from . import tracing
 from .chain import POSITIVE
-from .conditionings import coverage, is_active
+from .conditionings import is_active
+from .masks import coverage
 from .predict import Row, predict
 from .run import Run
 
