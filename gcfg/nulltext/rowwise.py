@@ -109,10 +109,14 @@ class RowwiseNetwork:
     Args:
         network: holds the layers that the adapters name.
         adapters: by any key.
+
+    Attributes:
+        regroups: for whoever calls it: whether it has turned out to need each adapter's rows by themselves.
     """
 
     def __init__(self, network: nn.Module, adapters: Mapping[Hashable, RowAdapter]):
         self.network, self.adapters = network, adapters
+        self.regroups = False
         self.rows: Rows | None = None
         self.called: set[str] = set()
         self.watched: set[Hashable] = set()

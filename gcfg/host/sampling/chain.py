@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...guidance import BASE, UNCONDITIONAL, Guidance, Prediction, Recipe, Schedule, Shaping
+from ...guidance import BASE, UNCONDITIONAL, Guidance, Performance, Prediction, Recipe, Schedule, Shaping
+from ...guidance.trace import Trace
 from ..models import check_acts, check_conditioning, check_mixable
 
 POSITIVE = "positive"
@@ -47,6 +48,22 @@ class Sources:
     models: dict[str, ModelPatcher]
     conditionings: dict[str, list]
     masks: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a patched MODEL carries: a recipe and what its names stand for."""
+
+    recipe: Recipe
+    models: dict[str, ModelPatcher]
+    conditionings: dict[str, list]
+    masks: dict[str, torch.Tensor]
+    performance: Performance = field(default_factory=Performance)
+    trace: Trace = field(default_factory=Trace, compare=False)  # of the last run
+
+    def __deepcopy__(self, memo) -> Spec:
+        """Itself: other packs copy the model options that hold it, and no MODEL may be copied along."""
+        return self
 
 
 def compile_chain(base: ModelPatcher, links: Sequence[Link], *, baseline_model: ModelPatcher | None = None,

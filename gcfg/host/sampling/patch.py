@@ -13,9 +13,9 @@ from comfy.sampler_helpers import convert_cond
 from ...guidance import BASE, Performance, Prediction
 from .. import KEY
 from ..models import for_hooks, is_patched
-from .chain import POSITIVE, Link, compile_chain
+from .chain import POSITIVE, Link, Spec, compile_chain
 from .hooks import collect_hooks
-from .run import Run, Spec
+from .run import Run
 from .step import STEP, Step
 
 SAMPLER_POSITIVE = Prediction(BASE, POSITIVE)

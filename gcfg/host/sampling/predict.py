@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import comfy.samplers
 from comfy.samplers import calc_cond_batch
 from torch import Tensor
 
-from ...nulltext.rowwise import RowwiseNetwork
+from ...nulltext.rowwise import Regrouped, RowwiseNetwork
 
 GUIDED, UNGUIDED = 0, 1  # the roles that attention patches of other packs know: positive and negative
 
@@ -32,28 +32,44 @@ class Row:
     added: bool = True
 
 
-def predict(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, options: dict, network: RowwiseNetwork,
-            batch: Callable = calc_cond_batch) -> list[Tensor]:
-    """Denoised predictions (B, ...) of one model, one for each row.
-
-    Patches of other packs look at the roles of a batch: some take its first guided and its first unguided row, others
-    expect all unguided rows before all guided ones. A batch therefore holds the unguided rows first, and of each role
-    the sampler's own before those of the recipe. Where memory does not suffice for all, the sampler's own run as they
-    would alone, and last: patches keep what they saw last.
+def predict(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, options: dict,
+            networks: Mapping[object, RowwiseNetwork], batch: Callable = calc_cond_batch) -> list[Tensor]:
+    """Denoised predictions (B, ...) of one model, one for each row, in as few batches as are right.
 
     Args:
         model: the host's inner model.
-        network: its network, which applies the adapters.
+        networks: by inner model, the network that applies the adapters; the host may spread a batch over devices,
+            each with an inner model of its own.
         batch: the host's function, or the executor of a wrapper around it.
-    """
-    own = [i for i, row in enumerate(rows) if not row.added]
-    if 0 < len(own) < len(rows) and not fits(model, rows, x, options):
-        found: dict[int, Tensor] = {}
-        for part in ([i for i, row in enumerate(rows) if row.added], own):
-            found |= zip(part, predict(model, [rows[i] for i in part], x, timestep, options, network, batch),
-                         strict=True)
-        return [found[i] for i in range(len(rows))]
 
+    Where memory does not suffice for all, the sampler's own rows run as they would alone, and last: patches of other
+    packs keep what they saw last. Networks that do not keep the rows of a batch apart get one adapter at a time.
+    """
+    own, added = ([i for i, row in enumerate(rows) if row.added is kind] for kind in (False, True))
+    parts = [added, own] if own and added and not fits(model, rows, x, options) else [range(len(rows))]
+    if any(network.regroups for network in networks.values()):
+        parts = [[i for i in part if rows[i].adapter == adapter] for part in parts
+                 for adapter in sorted({rows[i].adapter for i in part}, key=lambda name: (name is None, name))]
+    found: dict[int, Tensor] = {}
+    try:
+        for part in parts:
+            values = _predict_together(model, [rows[i] for i in part], x, timestep, options, networks, batch)
+            found |= zip(part, values, strict=True)
+    except Regrouped:
+        for network in networks.values():
+            network.regroups = True
+        return predict(model, rows, x, timestep, options, networks, batch)
+    return [found[i] for i in range(len(rows))]
+
+
+def _predict_together(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, options: dict,
+                      networks: Mapping[object, RowwiseNetwork], batch: Callable) -> list[Tensor]:
+    """Predictions by one call of the host.
+
+    Patches of other packs look at the roles of a batch: some take its first guided and its first unguided row, others
+    expect all unguided rows before all guided ones. A batch therefore holds the unguided rows first, and of each role
+    the sampler's own before those of the recipe.
+    """
     in_batch = sorted(range(len(rows)), key=lambda i: (-rows[i].role, rows[i].added))
     asked = in_batch[::-1]  # the host puts the last conditioning into the first row
     inner = options.get("model_function_wrapper")
@@ -64,6 +80,7 @@ def predict(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, options: di
         repeats = args["input"].shape[0] // len(parts)
         args["cond_or_uncond"] = [row.role for row in parts]
         args["c"]["transformer_options"]["cond_or_uncond"] = [row.role for row in parts]
+        network = networks[getattr(apply_model, "__self__", model)]
         with network.applied([row.adapter for row in parts for _ in range(repeats)]):
             if inner is not None:
                 return inner(apply_model, args)

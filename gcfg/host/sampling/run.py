@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 
 import comfy.hooks
 from comfy.model_patcher import ModelPatcher
-from comfy.sampler_helpers import cleanup_models
+from comfy.sampler_helpers import cleanup_models, get_additional_models
 from comfy.samplers import CFGGuider, filter_registered_hooks_on_conds, preprocess_conds_hooks
 from torch import Tensor
 
-from ...guidance import BASE, UNCONDITIONAL, Momentum, Performance, Prediction, Progress, Recipe, Reuse
-from ...guidance.trace import Trace
+from ...guidance import BASE, UNCONDITIONAL, Momentum, Prediction, Progress, Reuse
 from ...nulltext.rowwise import RowwiseNetwork
 from .. import KEY
 from ..models import is_flow
 from . import tracing
-from .chain import POSITIVE
+from .chain import POSITIVE, Spec
 from .conditionings import SAMPLER, Conditionings, Conds, Copies, process
 from .hooks import collect_hooks, register_hooks
 from .lanes import Lane, assign_lanes
@@ -27,28 +25,12 @@ from .masks import spatial_mask
 from .predict import GUIDED, UNGUIDED, Row
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What a patched MODEL carries: a recipe and what its names stand for."""
-
-    recipe: Recipe
-    models: dict[str, ModelPatcher]
-    conditionings: dict[str, list]
-    masks: dict[str, Tensor]
-    performance: Performance = field(default_factory=Performance)
-    trace: Trace = field(default_factory=Trace, compare=False)  # of the last run
-
-    def __deepcopy__(self, memo) -> Spec:
-        """Itself: other packs copy the model options that hold it, and no MODEL may be copied along."""
-        return self
-
-
 class Run:
     """A recipe during one call of a guider's ``sample``; a context manager, entered before the models load."""
 
     def __init__(self, guider: CFGGuider, spec: Spec):
         self.guider, self.spec = guider, spec
-        self.networks: dict[ModelPatcher, RowwiseNetwork] = {}
+        self.networks: dict[ModelPatcher, dict[object, RowwiseNetwork]] = {}  # by owner, by inner model
         self.exits = ExitStack()
         self.only_unconditional = getattr(guider, "first", CFGGuider) is None  # a Guider without a positive of its own
         self.lanes, twins = assign_lanes(guider.model_patcher, spec.models)
@@ -179,9 +161,17 @@ class Run:
 
     def to_load(self, conds: dict[str, Conds]) -> dict[str, Conds]:
         """The host's conditionings with the recipe's and its MODELs, in the form in which the host loads models."""
-        ours = {f"{KEY} {name} {kind}": c for name, lane in self.lanes.items() for kind, c in lane.conds.items()}
+        ours = {f"{KEY} {name} {kind}": c for name, lane in self.lanes.items() if lane.owner is self.base
+                for kind, c in lane.conds.items()}
+        return {**conds, **ours, KEY: [{"additional_models": self._models()}]}
+
+    def _models(self) -> list[ModelPatcher]:
+        """The MODELs beside the base with what they bring along. The host must not spread them over its devices."""
         models = [m for owner in self.owners[1:] for m in (owner, *owner.get_nested_additional_models())]
-        return {**conds, **ours, KEY: [{"additional_models": models}]}
+        for lane in self.lanes.values():
+            if lane.owner is not self.base:
+                models += get_additional_models(lane.conds, lane.owner.model_dtype())[0]
+        return models
 
     @property
     def batch_factor(self) -> int:
@@ -230,18 +220,20 @@ class Run:
         self.masks = {name: spatial_mask(mask, x.shape, streams).to(x.device) for name, mask in self.spec.masks.items()}
 
     def _apply_to_rows(self, owner: ModelPatcher) -> None:
-        """Let an owner's network apply the adapters of its lanes to rows."""
-        dtype = owner.model.manual_cast_dtype or owner.model.get_dtype()
-        adapters = {name: lane.adapter.to(owner.load_device, dtype) for name, lane in self.lanes.items()
-                    if lane.owner is owner and lane.adapter is not None}
-        network = RowwiseNetwork(owner.model.diffusion_model, adapters)
-        self.networks[owner] = self.exits.enter_context(network)
+        """Let an owner's network apply the adapters of its lanes to rows, on every device that the host runs it on."""
+        clones = self.guider.model_options.get("multigpu_clones", {}) if owner is self.base else {}
+        for patcher in {owner: None, **dict.fromkeys(clones.values())}:
+            dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
+            adapters = {name: lane.adapter.to(patcher.load_device, dtype) for name, lane in self.lanes.items()
+                        if lane.owner is owner and lane.adapter is not None}
+            network = RowwiseNetwork(patcher.model.diffusion_model, adapters)
+            self.networks.setdefault(owner, {})[patcher.model] = self.exits.enter_context(network)
 
     # --- afterwards, whatever happened ---------------------------------------------------------------------------
 
     def __exit__(self, *_) -> None:
         self.exits.close()
-        cleanup_models(self.to_load({}), [])
+        cleanup_models({f"{name} {kind}": c for name, lane in self.lanes.items() for kind, c in lane.conds.items()}, [])
         for owner in self.owners[1:]:
             owner.cleanup()
             owner.restore_hook_patches()

@@ -100,18 +100,18 @@ class Step:
             rows = {name: wanted[name] for name in wanted if run.leader(name) == leader and name not in reused}
             if rows:
                 found |= zip(rows, self._batch(leader, list(rows.values()), options, **batch), strict=True)
+        found = {name: value.to(self.x.device) for name, value in found.items()}  # here, so that no device waits before
         self.predictions |= found
         self._settle(found, reused)
 
     def _batch(self, leader: str, rows: list[Row], base_options: dict, **batch) -> list[Tensor]:
-        """The predictions (B, ...) of some rows on the weights of one lane."""
+        """The predictions (B, ...) of some rows on the weights of one lane, on its device."""
         lane = self.run.lanes[leader]
-        device, network = lane.owner.load_device, self.run.networks[lane.owner]
+        device = lane.owner.load_device
         options, batch = (base_options, batch) if leader == BASE else (lane.options, {})
         with self.run.spec.trace.timed(leader, device):
-            found = predict(self.run.inner(lane), rows, self.x.to(device), self.timestep.to(device), options, network,
-                            **batch)
-        return [value.to(self.x.device) for value in found]
+            return predict(self.run.inner(lane), rows, self.x.to(device), self.timestep.to(device), options,
+                           self.run.networks[lane.owner], **batch)
 
     # --- fewer passes: predictions of earlier steps ----------------------------------------------------------------
 
