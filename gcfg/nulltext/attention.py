@@ -46,8 +46,11 @@ class NullTextAttention(nn.Module):
         for name in PROJECTIONS:
             setattr(self, name, RemovedProjection(name))
 
-    def forward(self, x: Tensor, context=None, value=None, mask=None, transformer_options=None) -> Tensor:
-        """The feature for every position of ``x`` (B, T, C), in its type and on its device; all else is ignored."""
+    def forward(self, x: Tensor, *_, **__) -> Tensor:
+        """The feature for every position of ``x`` (B, T, C), in its type and on its device.
+
+        Text, values and masks are ignored, by whatever names ComfyUI or diffusers hand them over.
+        """
         return self.null_text_feature.to(device=x.device, dtype=x.dtype).expand(x.shape)
 
 
