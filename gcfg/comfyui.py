@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
+
+from . import environment
 
 LANDMARKS = ("main.py", "folder_paths.py", "comfy/samplers.py")
 
@@ -15,7 +16,7 @@ def find(named: str = "") -> Path:
     Raises:
         FileNotFoundError: there is none, or not where it was named.
     """
-    named = named or os.environ.get("COMFYUI_PATH", "")
+    named = named or environment.comfyui_path()
     if named:
         path = Path(named).expanduser().resolve()
         if not _is_host(path):

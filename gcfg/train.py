@@ -8,12 +8,11 @@ torchrun --nproc-per-node 4 -m gcfg train run.toml. Ctrl-C saves and stops.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
 
-from . import comfyui
+from . import comfyui, environment
 from .terminal import ProgressBar
 
 
@@ -43,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     cuda = torch.cuda.is_available() and not arguments.cpu
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(environment.local_rank())
     comfyui.start(host, cpu=not cuda)
     from .host.training.command_line import train
     from .training import distributed

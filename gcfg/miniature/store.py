@@ -44,7 +44,7 @@ def load(folder: Path, name: str) -> nn.Module:
         blocks = cross_attention_blocks(model.unet)
         replace_cross_attention(model.unet, {k: torch.zeros(b.norm2.normalized_shape) for k, b in blocks.items()})
     model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
-    return model.eval().requires_grad_(False)
+    return model.train(False).requires_grad_(False)
 
 
 def load_all(folder: Path = SHIPPED) -> tuple[dict[str, nn.Module], Classifier]:

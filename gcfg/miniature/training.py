@@ -75,7 +75,7 @@ def train_base(seed: int, progress: ProgressBar = silent, steps: int = STEPS["ba
         return v_loss(model, draw(attributes, generator), caption, generator)
 
     descend(model.parameters(), loss, steps, 2e-3, progress)
-    return model.eval().requires_grad_(False)
+    return model.train(False).requires_grad_(False)
 
 
 def concept_set(seed: int, count: int = CONCEPT_PICTURES) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ def fine_tune(base: Denoiser, seed: int, captioned: bool, progress: ProgressBar 
         return v_loss(model, pictures[rows], caption, generator)
 
     descend(model.unet.parameters(), loss, steps, 5e-4, progress)
-    return model.eval().requires_grad_(False)
+    return model.train(False).requires_grad_(False)
 
 
 def null_text_features(base: Denoiser, seed: int) -> dict[str, Tensor]:
@@ -135,4 +135,4 @@ def train_classifier(seed: int = 0, progress: ProgressBar = silent, steps: int =
         return sum(F.cross_entropy(a, t) for a, t in zip(answers, targets.unbind(1), strict=True))
 
     descend(model.parameters(), loss, steps, 2e-3, progress)
-    return model.eval().requires_grad_(False)
+    return model.train(False).requires_grad_(False)

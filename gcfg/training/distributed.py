@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from .. import environment
 
 PATIENCE = timedelta(hours=48)
 """How long processes wait for the first one, which encodes the pictures."""
@@ -30,7 +31,7 @@ def world() -> int:
 @contextmanager
 def joined(cuda: bool) -> Iterator[None]:
     """Within, this process belongs to those that torchrun started; without torchrun nothing changes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if environment.processes() == 1:
         yield
         return
     dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)

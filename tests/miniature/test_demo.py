@@ -20,8 +20,12 @@ def test_help_lists_the_verbs_and_each_has_help(capsys):
         assert "--help" in capsys.readouterr().out
 
 
+def test_alone_it_shows_the_help(capsys):
+    assert main([]) == 0
+    assert "verbs:" in capsys.readouterr().out
+
+
 def test_wrong_usage_exits_with_2(capsys):
-    assert exit_code([]) == 2
     assert exit_code(["paint"]) == 2
     assert "paint" in capsys.readouterr().err
 
@@ -31,10 +35,11 @@ def test_wrong_usage_exits_with_2(capsys):
     (["--out", "nowhere/at/all/a.png"], "folder of --out"),
     (["--out", "a.safetensors"], "must name a picture"),
     (["--models", "nowhere"], "no base.safetensors"),
+    (["--out", "/proc/version/a.png"], "folder of --out"),
 ])
-def test_errors_are_one_line_and_exit_with_1(arguments, said, capsys, tmp_path, monkeypatch):
+def test_arguments_that_cannot_be_used_are_one_line_and_exit_with_2(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["demo", *arguments]) == 1
+    assert main(["demo", *arguments]) == 2
     err = capsys.readouterr().err
     assert said in err and err.startswith("gcfg demo: ") and err.count("\n") == 1
 

@@ -41,9 +41,10 @@ def noise(batch=1):
 
 @pytest.fixture
 def pipeline():
-    made = StableDiffusionPipeline(vae=None, text_encoder=None, tokenizer=None, unet=network(1),
-                                   scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None,
-                                   requires_safety_checker=False)
+    made = StableDiffusionPipeline(
+        vae=None, text_encoder=None, tokenizer=None, unet=network(1),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -73,7 +74,7 @@ def close(a, b):
 
 
 @pytest.mark.parametrize("scheduler", [
-    DDIMScheduler(), DDIMScheduler(prediction_type="v_prediction"), DDIMScheduler(prediction_type="sample"),
+    *(DDIMScheduler(clip_sample=False, prediction_type=kind) for kind in ("epsilon", "v_prediction", "sample")),
     EulerDiscreteScheduler(timestep_spacing="linspace"), EulerDiscreteScheduler(use_karras_sigmas=True)])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_one_guidance_is_the_pipelines_own(pipeline, scheduler, batch):
@@ -167,6 +168,9 @@ def test_guidance_on_guidance_is_refused(pipeline):
         with pytest.raises(ValueError, match="guided already"), guided(pipeline, presets.classifier_free(2.0),
                                                                         conditionings=null()):
             pytest.fail("entered")
+
+
+def test_schedulers_without_noise_levels_are_refused(pipeline):
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
     with guided(pipeline, presets.classifier_free(2.0), conditionings=null()):
         with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler has no noise levels"):

@@ -1,4 +1,4 @@
-"""One Python environment for all hosts, and a browser."""
+"""One Python environment for all hosts, or for a machine without one, and a browser."""
 
 import os
 import shutil
@@ -15,23 +15,33 @@ MORE = ("glfw",)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def prepare(folder: Path, host: Path) -> Path:
+def prepare(folder: Path, host: Path | None, quiet: bool = True) -> Path:
     """The environment in ``folder`` with what ``host`` and the tests need; its Python.
 
-    A mark holds what was asked for when it was last complete, so that a second run installs the pack only.
+    A mark holds what was asked for when it was last complete, so that a second run installs nothing.
+
+    Args:
+        host: without one, torch and what the tests need.
+        quiet: show nothing of pip's progress.
     """
-    python, mark = folder / "bin" / "python", folder / "complete"
+    python, mark = python_of(folder), folder / "complete"
     if not _runs(python):
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-    requirements = host / "requirements.txt"
-    wanted = "\n".join([*TORCH, *MORE, requirements.read_text()])
+    requirements = host / "requirements.txt" if host else None
+    wanted = "\n".join([*TORCH, *MORE, requirements.read_text() if host else "", str(PACK),
+                        (PACK / "pyproject.toml").read_text()])
     if not mark.is_file() or mark.read_text() != wanted:
-        print(f"installing the requirements of {host.name} into {folder}", flush=True)
+        print(f"installing the requirements of {host.name if host else 'the tests'} into {folder}", flush=True)
         mark.unlink(missing_ok=True)
-        _pip(python, *TORCH, *MORE, "-r", str(requirements))
+        _pip(python, quiet, *TORCH, *MORE, *(["-r", str(requirements)] if host else []))
+        _pip(python, quiet, "-e", f"{PACK}[test]")
         mark.write_text(wanted)
-    _pip(python, "-e", f"{PACK}[test]")
     return python
+
+
+def python_of(folder: Path) -> Path:
+    """The Python of an environment."""
+    return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
 
 
 def install_browser() -> None:
@@ -51,6 +61,6 @@ def _runs(python: Path) -> bool:
     return python.is_file() and subprocess.run([str(python), "-c", "import pip"], capture_output=True).returncode == 0
 
 
-def _pip(python: Path, *arguments: str) -> None:
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
-    subprocess.run(command, check=True, timeout=1500)
+def _pip(python: Path, quiet: bool, *arguments: str) -> None:
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *(["--quiet"] if quiet else [])]
+    subprocess.run([*command, *arguments], check=True, timeout=3600)

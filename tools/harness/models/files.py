@@ -29,6 +29,10 @@ class ModelFiles(NamedTuple):
     concept: str = ""
 
 
+NAMES = ModelFiles("tiny_sd15.ckpt", "tiny_concept.ckpt", "tiny_lora.safetensors", "tiny_control.pth",
+                   "tiny_adapter.safetensors")
+
+
 def write_models(models: Path, seed: int = 0) -> ModelFiles:
     """Write a base checkpoint and models that fit it into the folder ``models`` of a host.
 
@@ -36,18 +40,16 @@ def write_models(models: Path, seed: int = 0) -> ModelFiles:
     weights (UNETLoader). LoRA: for the UNet's attention (LoraLoader). ControlNet: for the UNet (ControlNetLoader).
     Concept adapter: low-rank weights and null-text features for the UNet (GCFGLoadConceptModel).
     """
-    names = ModelFiles("tiny_sd15.ckpt", "tiny_concept.ckpt", "tiny_lora.safetensors", "tiny_control.pth",
-                       "tiny_adapter.safetensors")
     folders = ("checkpoints", "diffusion_models", "loras", "controlnet", "concept_models")
     contents = (checkpoint(seed), unet(seed + 1), lora(seed + 2), controlnet(seed + 3), adapter(seed + 4))
-    for folder, name, weights in zip(folders, names, contents, strict=True):
+    for folder, name, weights in zip(folders, NAMES, contents, strict=True):
         path = models / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             save_file(weights, path)
         else:
             torch.save(weights, path)
-    return names
+    return NAMES
 
 
 def checkpoint(seed: int) -> dict[str, torch.Tensor]:
