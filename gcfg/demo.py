@@ -1,4 +1,4 @@
-"""Draw base, tuned model and GCFG side by side, with tiny models on 16 x 16 pictures; print a table of scores.
+"""Draw base, fine-tune and GCFG side by side, with tiny models on 16 x 16 pictures; print a table of scores.
 
 The base knows flat shapes in five colours; the concept is lit rings on a dark ground, never violet. Asked for: the
 concept in each colour. Needs no ComfyUI and under a minute on two cores.
@@ -7,6 +7,7 @@ concept in each colour. Needs no ComfyUI and under a minute on two cores.
 from __future__ import annotations
 
 import argparse
+import textwrap
 import time
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = show.compare(models, classifier, arguments.count, arguments.seed, ProgressBar("sampling"))
     print(table(show.HEAD, [row.cells() for row in rows]))
     print(show.LEGEND)
+    print("\n" + textwrap.fill(show.conclusion(rows), 100))
     show.draw_grid(rows, arguments.out)
     print(f"\n{arguments.out} written; {time.monotonic() - start:.0f} s")
 

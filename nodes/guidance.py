@@ -29,7 +29,7 @@ class GCFGGuidance(io.ComfyNode):
                     "null-text concept model wants it.")),
                 io.Float.Input("scale", default=2.5, min=-100.0, max=100.0, step=0.1, round=0.001, tooltip=(
                     "Strength: multiplies the difference between prediction and reference. Negative pushes away, "
-                    "0 switches the guidance off and costs nothing.")),
+                    "0 switches the guidance off and costs nothing. For a concept 1 to 2, for a prompt 2 to 7.")),
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
                                tooltip="Sampling progress at which the guidance begins to act."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip=(

@@ -65,13 +65,13 @@ class GCFGScaleGrid(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
                              tooltip="The random seed of the noise, the same in every cell."),
                 io.Int.Input("steps", default=25, min=1, max=10000, tooltip="The number of denoising steps."),
-                io.String.Input("concept_scales", default="0, 1, 2.5", tooltip=(
+                io.String.Input("concept_scales", default="0, 1, 1.5, 2.5", tooltip=(
                     "Strengths of the concept guidance, separated by commas: one row each.")),
                 io.String.Input("control_scales", default="1, 2.5, 5", tooltip=(
                     "Strengths of the text control, separated by commas: one column each.")),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="dpmpp_2m",
                                tooltip="The sampling algorithm."),
-                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="karras",
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="sgm_uniform",
                                tooltip="How the noise level falls over the steps."),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "The amount of denoising; lower values keep the structure of the latent image.")),

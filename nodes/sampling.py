@@ -7,6 +7,7 @@ from nodes import common_ksampler
 from ..gcfg.host.sampling.chain import Link
 from ..gcfg.host.sampling.guider import Guider
 from ..gcfg.host.sampling.patch import apply
+from ..gcfg.host.sampling.sigmas import paper_sigmas
 from .guidance import GuidanceSocket, PerformanceSocket
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -51,14 +52,15 @@ def inputs_before_seed() -> list:
 def inputs_after_seed() -> list:
     return [
         io.Int.Input("steps", default=25, min=1, max=10000, tooltip="The number of denoising steps."),
-        io.Float.Input("concept_scale", default=2.5, min=-100.0, max=100.0, step=0.1, round=0.01, tooltip=(
-            "Strength of the concept guidance: fidelity to the domain. 1.5 to 2.5 are usual, 0 switches it off.")),
+        io.Float.Input("concept_scale", default=1.5, min=-100.0, max=100.0, step=0.1, round=0.01, tooltip=(
+            "Strength of the concept guidance: fidelity to the domain. 1 to 2 are usual, 2.5 in the paper; 0 switches "
+            "it off.")),
         io.Float.Input("control_scale", default=2.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=(
             "Strength of the text control, the cfg of a stock KSampler. 0 switches it off.")),
         io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="dpmpp_2m",
                        tooltip="The sampling algorithm."),
-        io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="karras",
-                       tooltip="How the noise level falls over the steps."),
+        io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="sgm_uniform",
+                       tooltip="How the noise level falls over the steps. sgm_uniform is nearest to the paper."),
     ]
 
 
@@ -183,4 +185,26 @@ class GCFGPatchModel(io.ComfyNode):
         return io.NodeOutput(apply(model, guidance, performance=performance))
 
 
-NODES = [GCFGKSampler, GCFGKSamplerAdvanced, GCFGGuider, GCFGPatchModel]
+class GCFGPaperSigmas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GCFGPaperSigmas",
+            display_name="GCFG Paper Sigmas",
+            category="GCFG",
+            description="The noise levels of the paper's code: evenly spaced whole training steps.",
+            inputs=[
+                io.Model.Input("model", tooltip="The base model, whose noise schedule is meant."),
+                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="The number of denoising steps."),
+                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=(
+                    "The part of the schedule to run; lower values keep the structure of the latent image.")),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, model, steps, denoise) -> io.NodeOutput:
+        return io.NodeOutput(paper_sigmas(model, steps, denoise))
+
+
+NODES = [GCFGKSampler, GCFGKSamplerAdvanced, GCFGGuider, GCFGPatchModel, GCFGPaperSigmas]

@@ -49,7 +49,9 @@ def test_the_demo_writes_picture_and_table(capsys, tmp_path):
 
     assert main(["demo", "--count", "20", "--out", str(tmp_path / "demo.png")]) == 0
     out = capsys.readouterr().out
-    assert "base, CFG 2" in out and "GCFG concept 1 control 2" in out and "violet" in out
+    rows = [line for line in out.splitlines() if "caption" in line and "%" in line and "GCFG comes" not in line]
+    assert [row.split("  ")[0] for row in rows[:2]] == ["fine-tune, CFG 2", "concept alone"]
+    assert "without captions" in out and "Without a single caption GCFG comes near" in out
     with Image.open(tmp_path / "demo.png") as picture:
         assert picture.width > 600 and picture.height > 400
 

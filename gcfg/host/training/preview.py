@@ -21,8 +21,8 @@ from .trainable import Trainable
 
 COUNT = 2
 """Pictures in a preview."""
-SCALE = 2.5
-"""Concept and control scale (arXiv 2312.08195, official settings)."""
+CONCEPT_SCALE, CONTROL_SCALE = 1.5, 2.5
+"""The defaults of KSampler (GCFG)."""
 
 
 class NodeWatch(Watch):
@@ -83,11 +83,11 @@ class Preview(Watch):
     def _sample(self, step: int) -> Image.Image:
         side = self.settings.resolution // PIXELS
         concept = self.trainable.concept(self.trainable.parameters, f"step {step}")
-        model = apply(self.base, [Link(model=concept, scale=SCALE, name="Concept")])
+        model = apply(self.base, [Link(model=concept, scale=CONCEPT_SCALE, name="Concept")])
         latent = torch.zeros(COUNT, self.trainable.latent_format.latent_channels, side, side)
         noise = comfy.sample.prepare_noise(latent, self.settings.seed)
-        cfg = 1.0 if self.control is self.empty else SCALE
-        samples = comfy.sample.sample(model, noise, self.settings.preview_steps, cfg, "dpmpp_2m", "karras",
+        cfg = 1.0 if self.control is self.empty else CONTROL_SCALE
+        samples = comfy.sample.sample(model, noise, self.settings.preview_steps, cfg, "dpmpp_2m", "sgm_uniform",
                                       self.control, self.empty, latent, disable_pbar=True, seed=self.settings.seed)
         pixels = self.vae.decode(samples)[..., :3].clamp(0.0, 1.0)
         row = torch.cat(list(pixels), dim=1)

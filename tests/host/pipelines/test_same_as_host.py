@@ -9,6 +9,7 @@ import torch
 from harness import sampling
 from harness.models import files
 from harness.models.concepts import written
+from harness.node import call
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (pip install '.[diffusers]')")
 
@@ -19,6 +20,7 @@ from gcfg_pack.gcfg.host.concepts import convert
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.guider import Guider
 from gcfg_pack.gcfg.pipelines import concept_unet, guided, load, text
+from gcfg_pack.nodes.sampling import GCFGPaperSigmas
 
 PROMPT, STEPS, SEED = "a red cat, wearing glasses!", 5, 5
 
@@ -97,10 +99,21 @@ def test_ksampler_with_ddim(hosted, pipeline, concept, conds, tiny):
 def test_guider_on_the_papers_noise_levels(hosted, pipeline, concept, conds, tiny):
     model, _, _, other = hosted
     scheduler = dpm(pipeline)
+    (sigmas,) = call(GCFGPaperSigmas, model, STEPS, 1.0)
+    torch.testing.assert_close(sigmas, scheduler.sigmas, rtol=1e-5, atol=0.0)
     chain = (Link(conditioning=conds[0], scale=2.5), Link(model=other, scale=2.5))
-    ours = sampling.sampled(Guider(model, conds[1], chain), tiny.latent(), scheduler.sigmas, "dpmpp_2m", SEED)
+    ours = sampling.sampled(Guider(model, conds[1], chain), tiny.latent(), sigmas, "dpmpp_2m", SEED)
     theirs = sampled(pipeline, presets.concept_centric(2.5, 2.5), concept, scheduler) / 0.18215
-    assert sampling.relative(theirs, ours) < 1e-4
+    assert sampling.relative(theirs, ours) < 2e-5
+
+
+def test_paper_sigmas_of_a_part_and_of_flow_models(tiny, base):
+    whole, half = (call(GCFGPaperSigmas, base, steps, denoise)[0] for steps, denoise in ((10, 1.0), (5, 0.5)))
+    assert torch.equal(half, whole[-6:])
+    assert whole[0] == base.get_model_object("model_sampling").sigma_max and whole[-1] == 0.0
+    for other in (tiny.sd15(prediction="flow"), tiny.sd3()):
+        with pytest.raises(ValueError, match="no training steps with noise levels"):
+            call(GCFGPaperSigmas, other, 10, 1.0)
 
 
 def test_windows_schedules_and_shaping(hosted, pipeline, concept, conds, tiny):

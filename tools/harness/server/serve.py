@@ -70,7 +70,10 @@ class Server:
             raise ServerError(f"refused: {json.dumps(queued['node_errors'])}")
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            entry = self.request(f"/history/{queued['prompt_id']}").get(queued["prompt_id"])
+            try:
+                entry = self.request(f"/history/{queued['prompt_id']}").get(queued["prompt_id"])
+            except OSError:  # too busy to answer, or gone, which the check below tells
+                entry = None
             if entry and entry["status"]["status_str"] in _DONE:
                 _raise_if_failed(entry)
                 return entry
