@@ -56,15 +56,18 @@ def test_a_host_of_the_machine_serves_where_nothing_is_packed(archives, tmp_path
 
 def test_requirements_are_installed_when_they_change(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(environment, "_pip", lambda python, *arguments: asked.append(arguments))
+    monkeypatch.setattr(environment, "_pip", lambda python, quiet, *arguments: asked.append(arguments))
     (tmp_path / "requirements.txt").write_text("torch\n")
     for _ in range(2):
         python = environment.prepare(tmp_path / "env", tmp_path)
     assert environment._runs(python)
-    assert [arguments[0] for arguments in asked] == [environment.TORCH[0], "-e", "-e"]
+    assert [arguments[0] for arguments in asked] == [environment.TORCH[0], "-e"]
     (tmp_path / "requirements.txt").write_text("torch\nmore\n")
     environment.prepare(tmp_path / "env", tmp_path)
-    assert [arguments[0] for arguments in asked[3:]] == [environment.TORCH[0], "-e"]
+    assert [arguments[0] for arguments in asked[2:]] == [environment.TORCH[0], "-e"]
+    environment.prepare(tmp_path / "env", None)
+    assert [arguments[0] for arguments in asked[4:]] == [environment.TORCH[0], "-e"]
+    assert "-r" not in asked[4]
 
 
 def test_plan(tmp_path):
