@@ -1,0 +1,63 @@
+"""``python -m benchmarks.pictures.pack``: the averaged weights of the trained stages, packed small into ``models/``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gcfg.nulltext import checkpoint
+from gcfg.nulltext.keymap import feature_key
+
+from . import data, shipped
+from .expand import CREDIT
+from .loop import averaged
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=data.WORK)
+    parser.add_argument("--out", type=Path, default=shipped.MODELS)
+    settings = parser.parse_args()
+    for name, tensors in packed(settings.work).items():
+        path = settings.out / f"{name}.safetensors"
+        checkpoint.write(path, tensors, {"credit": CREDIT, "kind": f"narrow {name}, see shipped.py"})
+        print(f"{path.stat().st_size / 1e6:6.1f} MB  {path}")
+
+
+def packed(work: Path) -> dict[str, dict[str, Tensor]]:
+    """The files to write, by name; stages that are not trained yet are left out."""
+    files = {"base": shipped.half(base(work))}
+    weights = {name: value.float() for name, value in shipped.part(files["base"], "unet.").items()}
+    if (work / "fine_tune").is_dir():
+        files["fine_tune"] = shipped.eighth(shipped.differences(weights, averaged(work / "fine_tune")))
+    if (work / "concept").is_dir():
+        tuned = averaged(work / "concept") | constants(work)
+        files["concept"] = shipped.eighth(shipped.differences(weights, tuned))
+    if (work / "lora").is_dir():
+        files["lora"] = shipped.half(averaged(work / "lora") | constants(work))
+    return files
+
+
+def base(work: Path) -> dict[str, Tensor]:
+    """Text encoder, autoencoder and UNet under their prefixes."""
+    text = shipped.part(averaged(work / "words"), "text.")
+    parts = {"unet.": averaged(work / "base"), "vae.encoder.": shipped.part(averaged(work / "vae"), "encoder."),
+             "vae.decoder.": averaged(work / "decoder"), "text.": text | {"tokens": tokens(work)}}
+    return {prefix + name: value for prefix, tensors in parts.items() for name, value in tensors.items()}
+
+
+def tokens(work: Path) -> Tensor:
+    return torch.load(work / "words" / "tokens.pt", weights_only=True)
+
+
+def constants(work: Path) -> dict[str, Tensor]:
+    """The null-text features that the concept was trained with, by their keys."""
+    found = torch.load(work / "concept" / "features.pt", weights_only=True)
+    return {feature_key(block): value for block, value in found.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""``python -m benchmarks.pictures.train_unet <stage>``: base, fine_tune, concept or lora, in this order.
+
+* ``base``: heads in three styles, with captions, a tenth without.
+* ``fine_tune``: the base trained on with glossy faces and their captions, as fine-tuned checkpoints are made.
+* ``concept``: the same pictures without any text: the base's cross-attention replaced by its constants first
+  (``gcfg.nulltext``), the rest trained.
+* ``lora``: the same by low-rank weights only.
+
+The objective is min-SNR-5 on the predicted noise, times uniform.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gcfg import comfyui
+from gcfg.nulltext import calibrate
+from gcfg.nulltext.attention import replace_cross_attention
+from gcfg.training.low_rank import LowRank
+from gcfg.training.randomness import generator, seed_of
+
+from . import captions, data, labels
+from .labels import Row
+from .loop import Plan, Stage, averaged
+from .train_vae import encode, encoder_of
+from .unet import LATENT, UNet, alphas_cumprod
+from .words import TextEncoder, tokenizer
+
+SEED = 13
+BATCH = 32
+RANK = 8
+MIN_SNR = 5.0
+PLANS = {
+    "base": Plan(steps=4200, rate=1e-3, warmup=100, decay=0.4, average=0.997),
+    "fine_tune": Plan(steps=450, rate=2e-4, decay=0.5),
+    "concept": Plan(steps=450, rate=2e-4, decay=0.5),
+    "lora": Plan(steps=450, rate=1e-3, decay=0.5, weight_decay=0.0),
+}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a stage learns from.
+
+    Attributes:
+        latents: (N, 4, 8, 8), the second half flipped pictures of the first.
+        texts: for each picture of the first half the indices of its captions in ``features``: with the style, without,
+            then tags; None to train without text.
+        features: (captions, 77, 64), the empty caption first.
+    """
+
+    latents: Tensor
+    texts: list[list[int]] | None
+    features: Tensor
+
+    def draw(self, count: int, *place: object) -> tuple[Tensor, Tensor]:
+        """Latents and features of one batch."""
+        dice, half = random.Random(seed_of(SEED, "choice", *place)), len(self.latents) // 2
+        index = [dice.randrange(half) for _ in range(count)]
+        said = [self._say(dice, i) for i in index]
+        return self.latents[[i + half * dice.randrange(2) for i in index]], self.features[said].float()
+
+    def _say(self, dice: random.Random, picture: int) -> int:
+        kind = dice.random()
+        if self.texts is None or kind < 0.1:
+            return 0
+        styled, plain, *tags = self.texts[picture]
+        if kind < 0.2 and tags:
+            return dice.choice(tags)
+        return styled if kind < 0.75 else plain
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=list(PLANS))
+    parser.add_argument("--work", type=Path, default=data.WORK)
+    parser.add_argument("--comfyui", default="", help="its tokenizer is used; found by itself where it can be")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after these, to go on at the next call")
+    settings = parser.parse_args()
+    torch.set_num_threads(1)
+    comfyui.start(comfyui.find(settings.comfyui), cpu=True)
+    network, trained, features = prepared(settings.stage, settings.work)
+    stage = Stage(settings.work / settings.stage, trained, PLANS[settings.stage])
+    if features:
+        torch.save(features, stage.folder / "features.pt")
+    shown = examples(settings.stage, settings.work)
+    stage.run(denoising(network, shown, settings.stage), settings.minutes)
+
+
+def prepared(stage: str, work: Path) -> tuple[UNet, nn.Module, dict[str, Tensor]]:
+    """The network to run, the module with the weights to train, and the null-text features (none: with text)."""
+    torch.manual_seed(SEED)
+    network = UNet()
+    if stage == "base":
+        return network, network, {}
+    network.load_state_dict(averaged(work / "base"))
+    if stage == "fine_tune":
+        return network, network, {}
+    features = null_text(network, text_features(work, [""]))
+    replace_cross_attention(network, features)
+    if stage == "concept":
+        return network, network, features
+    pairs = LowRank(network, RANK, SEED).pairs
+    return network, Named(pairs), features
+
+
+class Named(nn.Module):
+    """Parameters under names that hold dots and slashes."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter]):
+        super().__init__()
+        self._named = parameters
+
+    def named_parameters(self, *args, **kwargs):
+        return iter(self._named.items())
+
+
+def null_text(network: UNet, empty: Tensor) -> dict[str, Tensor]:
+    """The constants for the cross-attention: its mean output on the empty caption, see ``gcfg.nulltext.calibrate``."""
+    pictures, noise = calibrate.draw(calibrate.LATENTS, LATENT, 8, seed=0)
+    alphas = alphas_cumprod()
+    with torch.no_grad(), calibrate.measure(network) as means:
+        for time in calibrate.TIMESTEPS:
+            noisy = alphas[time].sqrt() * pictures + (1 - alphas[time]).sqrt() * noise
+            network(noisy, torch.full((len(noisy),), time), empty.expand(len(noisy), -1, -1))
+    print(calibrate.table({name: mean.residual for name, mean in means.items()}))
+    return calibrate.features(means)
+
+
+def examples(stage: str, work: Path) -> Examples:
+    """Latents and captions of a stage's pictures."""
+    pictures, rows = data.load(work)
+    keep = (labels.base if stage == "base" else labels.concept)(rows)
+    pictures, rows = pictures[keep], [rows[i] for i in keep]
+    latents = encode(encoder_of(work), torch.cat([pictures, pictures.flip(3)]))
+    said = captions.every(rows) if stage in ("base", "fine_tune") else [""]
+    index = {text: i for i, text in enumerate(said)}
+    texts = [[index[text] for text in spoken(row)] for row in rows] if len(said) > 1 else None
+    print(f"{stage}: {len(rows)} pictures, {len(said)} captions, latents of mean {latents.mean():.2f} and deviation "
+          f"{latents.std():.2f}")
+    return Examples(latents, texts, text_features(work, said).to(torch.bfloat16))
+
+
+def spoken(row: Row) -> list[str]:
+    return [captions.with_style(row), row.label, *captions.tagged(row)]
+
+
+def text_features(work: Path, texts: list[str]) -> Tensor:
+    """(texts, 77, 64) as the stock CLIPTextEncode gives them: by the weights as they are shipped, in half precision."""
+    encoder, tokenize = text_encoder(work), tokenizer()
+    ids = torch.tensor([tokenize(text) for text in texts])
+    with torch.no_grad():
+        return torch.cat([encoder(encoder.rows_of(part)) for part in ids.split(256)])
+
+
+def text_encoder(work: Path) -> TextEncoder:
+    """The trained text encoder, its weights rounded to float16."""
+    weights = {name.removeprefix("text."): value for name, value in averaged(work / "words").items()
+               if name.startswith("text.")}
+    tokens = torch.load(work / "words" / "tokens.pt", weights_only=True)
+    encoder = TextEncoder(tokens)
+    encoder.load_state_dict({name: value.half().float() for name, value in weights.items()}, strict=False)
+    return encoder.requires_grad_(False)
+
+
+def denoising(network: UNet, shown: Examples, stage: str):
+    """The loss of step i."""
+    alphas = alphas_cumprod()
+    weight = (alphas / (1 - alphas)).clamp(max=MIN_SNR) / (alphas / (1 - alphas))
+    network.to(memory_format=torch.channels_last)
+
+    def loss_of(step: int) -> Tensor:
+        latents, features = shown.draw(BATCH, stage, step)
+        source = generator(SEED, stage, step)
+        times = torch.randint(0, 1000, (BATCH,), generator=source)
+        noise = torch.randn(latents.shape, generator=source)
+        alpha = alphas[times].view(-1, 1, 1, 1)
+        noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = network(noisy, times, features).float()
+        return ((predicted - noise).square().mean((1, 2, 3)) * weight[times]).mean()
+
+    return loss_of
+
+
+if __name__ == "__main__":
+    main()
