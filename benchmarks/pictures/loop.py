@@ -1,8 +1,8 @@
 """One training loop for every stage: exact resume, an average of the weights, a limit on the clock.
 
 Noise, order and captions follow from (seed, step), see ``gcfg.training.randomness``, so a run that is stopped and
-started again makes the same weights to the bit. The rate is flat after a warm-up and falls linearly over the last part of
-the steps; the state before it falls is kept (``before_decay``), so that a later session can go on from there.
+started again makes the same weights to the bit. The rate is flat after a warm-up and falls linearly over the last part
+of the steps; the state before it falls is kept (``before_decay``), so that a later session can go on from there.
 """
 
 from __future__ import annotations
