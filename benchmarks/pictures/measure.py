@@ -37,6 +37,9 @@ PROMPTS = (
 )
 """(attribute, prompt): labels of the training captions, and words of them in other company."""
 
+SCALES = ((1, 1), (1, 2), (1, 3), (1.5, 1.5), (1.5, 2), (1.5, 3), (2, 2), (2, 3), (2.5, 2.5))
+"""(concept_scale, control_scale)."""
+
 SEEDS = 8
 BATCH = 40
 
@@ -45,14 +48,12 @@ def methods() -> dict[str, Recipe]:
     lora = {"concept": "lora"}
     return {
         "base, cfg 2": recipes.base_cfg(2.0), "base, cfg 4": recipes.base_cfg(4.0),
-        "fine-tune with captions, cfg 1": recipes.tuned_cfg(1.0), "fine-tune with captions, cfg 2": recipes.tuned_cfg(2.0),
-        "fine-tune with captions, cfg 4": recipes.tuned_cfg(4.0),
-        "fine-tune with captions, cfg 7": recipes.tuned_cfg(7.0),
+        **{f"fine-tune with captions, cfg {scale}": recipes.tuned_cfg(scale) for scale in (1, 2, 4, 7)},
         "concept alone": recipes.concept_only(),
         **{f"GCFG {concept:g} / {control:g}": recipes.gcfg(concept, control)
-           for concept, control in ((1, 1), (1, 2), (1, 3), (1.5, 1.5), (1.5, 2), (1.5, 3), (2, 2), (2, 3), (2.5, 2.5))},
+           for concept, control in SCALES},
         **{f"GCFG {concept:g} / {control:g}, LoRA": recipes.gcfg(concept, control).renamed(lora)
-           for concept, control in ((1, 2), (1.5, 2))},
+           for concept, control in SCALES[1:5:3]},
     }
 
 
@@ -67,7 +68,8 @@ def main() -> None:
     comfyui.start(comfyui.find(settings.comfyui), cpu=True)
     judge, family = trained(settings.work), Narrow.load(settings.shipped)
     reference = References(judge, settings.work)
-    rows = {"the concept's pictures, halves": reference.floor(), "glossy pictures with the attribute": reference.truth()}
+    rows = {"the concept's pictures, halves": reference.floor(),
+            "glossy pictures with the attribute": reference.truth()}
     for row in rows.items():
         print(line(*row))
     for name, recipe in methods().items():
