@@ -1,7 +1,7 @@
 """``python -m benchmarks.pictures.measure``: the table of RESULTS.md.
 
-For each method, prompts x seeds pictures; how many show the attribute that the prompt asks for, how many the judge takes
-for the concept's style, and the Frechet distance (in the judge's 24 features) to the concept's pictures.
+For each method, prompts x seeds pictures; how many show the attribute that the prompt asks for, how many the judge
+takes for the concept's style, and the Frechet distance (in the judge's 24 features) to the concept's pictures.
 Sampled with the narrow shipped models, which compute what the wide ones compute in ComfyUI (``tests/pictures``).
 """
 
