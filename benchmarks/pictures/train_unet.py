@@ -37,7 +37,7 @@ BATCH = 32
 RANK = 8
 MIN_SNR = 5.0
 PLANS = {
-    "base": Plan(steps=4200, rate=1e-3, warmup=100, decay=0.4, average=0.997),
+    "base": Plan(steps=5200, rate=1e-3, warmup=100, decay=0.4, average=0.997),
     "fine_tune": Plan(steps=450, rate=2e-4, decay=0.5),
     "concept": Plan(steps=450, rate=2e-4, decay=0.5),
     "lora": Plan(steps=450, rate=1e-3, decay=0.5, weight_decay=0.0),

@@ -1,0 +1,71 @@
+"""The picture family in the host's own loaders: the same function as the narrow weights that are shipped."""
+
+import pytest
+import torch
+from harness.find import load_package, PACK
+
+load_package("benchmarks", PACK / "benchmarks")
+from benchmarks.pictures import expand, host, measure, sampling, shipped
+from gcfg.miniature import recipes
+
+from gcfg_pack.gcfg.host.concept import CONCEPT
+from gcfg_pack.gcfg.nulltext.identify import Kind
+
+if not (shipped.MODELS / "lora.safetensors").is_file():
+    pytest.skip("the shipped weights are not in this checkout (benchmarks/pictures/models)", allow_module_level=True)
+
+PROMPTS = ["smiling face with sunglasses noto", "", "a word that nobody knows", "(crying:1.0) cat"]
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    files = expand.expand(folder)
+    assert set(files) == set(expand.FILES) and all(path.is_file() for path in files.values())
+    return host.Family.load(folder)
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    return measure.Narrow.load(shipped.MODELS)
+
+
+def test_the_stock_text_node_gives_what_training_saw(family, narrow):
+    for prompt, expected in zip(PROMPTS, narrow.features(PROMPTS), strict=True):
+        found = family.text(prompt)[0][0]
+        assert found.shape == (1, 77, 768)
+        assert (found[0] - expected.repeat(1, 12)).abs().max() < 1e-4
+
+
+def test_the_stock_autoencoder_is_the_narrow_one(family, narrow):
+    torch.manual_seed(0)
+    pictures = torch.rand(2, 64, 64, 3)
+    latents = narrow.vae.encoder(pictures.movedim(3, 1))
+    found = family.vae.encode(pictures) * expand.SD15_SCALE
+    assert (found.cpu() - latents).abs().max() < 1e-2
+    drawn = family.vae.decode(latents / expand.SD15_SCALE).cpu()
+    assert (drawn - narrow.vae.decoder(latents).movedim(1, 3).clamp(0, 1)).abs().max() < 1e-2
+
+
+def test_kinds(family):
+    assert type(family.base.model).__name__ == "BaseModel"
+    assert family.concept.attachments[CONCEPT].kind is Kind.NULL_TEXT
+    assert family.lora.patches
+
+
+@pytest.mark.parametrize("recipe", ["base", "gcfg"])
+def test_the_host_draws_what_the_narrow_models_draw(family, narrow, recipe):
+    prompt = "smiling face with sunglasses"
+    if recipe == "base":
+        found, expected = family.stock(family.base, prompt, 1, 3.0), recipes.base_cfg(3.0)
+    else:
+        found, expected = family.gcfg(family.concept, prompt, 1, 1.5, 2.0), recipes.gcfg(1.5, 2.0)
+    texts = {recipes.CAPTION: narrow.features([prompt]), "unconditional": narrow.features([""])}
+    latents = sampling.sample(narrow.models, expected, texts, sampling.noise_of(1), host.STEPS)
+    drawn = narrow.vae.decoder(latents).clamp(0, 1)[0].movedim(0, 2)
+    assert (found - drawn).abs().mean() < 0.02  # the narrow ones sample in bfloat16
+
+
+def test_the_lora_is_the_concept_whatever_the_prompt(family):
+    some, other = (family.stock(family.lora, prompt, 3, 1.0) for prompt in ("angry face", "fox"))
+    assert torch.allclose(some, other, atol=1e-4)
