@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gcfg.training.randomness import generator
 
-from . import data
+from . import data, shipped
 from .labels import STYLES, Row
 from .loop import Plan, Stage, averaged
 from .train_vae import encode, encoder_of
@@ -78,6 +78,15 @@ def trained(work: Path) -> Judge:
     judge = Judge()
     judge.load_state_dict(averaged(work / "judge"))
     return judge.eval().requires_grad_(False)
+
+
+def read(folder: Path = shipped.MODELS) -> tuple[Judge, Tensor]:
+    """The shipped judge, and the features (152, 24) of the concept's pictures."""
+    tensors = shipped.read("judge", folder)
+    features = tensors.pop("concept")
+    judge = Judge()
+    judge.load_state_dict(tensors)
+    return judge.eval().requires_grad_(False), features
 
 
 def material(work: Path) -> tuple[Tensor, Tensor, list[Row]]:

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gcfg import comfyui
 from gcfg.guidance import Recipe
 from gcfg.miniature import recipes
 from gcfg.miniature.metrics import frechet_distance, moments
@@ -26,7 +25,7 @@ from .judge import ATTRIBUTES, STYLE_NAMES, Judge, attributes_of, trained
 from .sampling import Denoiser, noise_of, sample
 from .unet import UNet
 from .vae import Autoencoder
-from .words import TextEncoder, tokenizer
+from .words import Table, TextEncoder
 
 PROMPTS = (
     ("sunglasses", "smiling face with sunglasses"), ("sunglasses", "wearing sunglasses"),
@@ -39,6 +38,9 @@ PROMPTS = (
 
 SCALES = ((1, 1), (1, 2), (1, 3), (1.5, 1.5), (1.5, 2), (1.5, 3), (2, 2), (2, 3), (2.5, 2.5))
 """(concept_scale, control_scale)."""
+
+CHOSEN = (1.5, 2.0)
+"""The scales of the headline picture and of the test of the effect."""
 
 SEEDS = 8
 BATCH = 40
@@ -61,11 +63,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=data.WORK)
     parser.add_argument("--shipped", type=Path, default=shipped.MODELS)
-    parser.add_argument("--comfyui", default="", help="its tokenizer is used; found by itself where it can be")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     settings = parser.parse_args()
     torch.set_num_threads(1)
-    comfyui.start(comfyui.find(settings.comfyui), cpu=True)
     judge, family = trained(settings.work), Narrow.load(settings.shipped)
     reference = References(judge, settings.work)
     rows = {"the concept's pictures, halves": reference.floor(),
@@ -81,8 +81,8 @@ def main() -> None:
 class Narrow:
     """The shipped models at their narrow size: text, denoisers by name, pictures."""
 
-    def __init__(self, text: TextEncoder, models: dict[str, Denoiser], vae: Autoencoder):
-        self.text, self.models, self.vae, self.tokenize = text, models, vae, tokenizer()
+    def __init__(self, text: TextEncoder, tokenize: Table, models: dict[str, Denoiser], vae: Autoencoder):
+        self.text, self.tokenize, self.models, self.vae = text, tokenize, models, vae
 
     @classmethod
     def load(cls, folder: Path) -> Narrow:
@@ -94,8 +94,8 @@ class Narrow:
         models = {name: network(shipped.unet(file, folder)) for name, file in
                   (("base", "base"), ("tuned", "fine_tune"), ("concept", "concept"))}
         models["lora"] = network(low_rank(shipped.unet("base", folder), shipped.read("lora", folder)))
-        return cls(text.requires_grad_(False), {name: Denoiser(unet) for name, unet in models.items()},
-                   vae.requires_grad_(False))
+        models = {name: Denoiser(unet) for name, unet in models.items()}
+        return cls(text.requires_grad_(False), shipped.words(folder), models, vae.requires_grad_(False))
 
     def features(self, prompts: list[str]) -> Tensor:
         """(prompts, 77, 64)."""

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gcfg import comfyui
 from gcfg.nulltext import checkpoint
 from gcfg.nulltext.keymap import feature_key
 
-from . import data, shipped
+from . import captions, data, labels, shipped
 from .expand import CREDIT
+from .judge import trained
 from .loop import averaged
+from .words import Table, tokenizer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=data.WORK)
     parser.add_argument("--out", type=Path, default=shipped.MODELS)
+    parser.add_argument("--comfyui", default="", help="its tokenizer is used; found by itself where it can be")
     settings = parser.parse_args()
+    comfyui.start(comfyui.find(settings.comfyui), cpu=True)
     for name, tensors in packed(settings.work).items():
         path = settings.out / f"{name}.safetensors"
         checkpoint.write(path, tensors, {"credit": CREDIT, "kind": f"narrow {name}, see shipped.py"})
         print(f"{path.stat().st_size / 1e6:6.1f} MB  {path}")
+    _, rows = data.load(settings.work)
+    table = Table.of(captions.every(rows), tokenizer())
+    (settings.out / "words.json").write_text(json.dumps(table.pieces, separators=(",", ":")) + "\n", "utf-8")
 
 
 def packed(work: Path) -> dict[str, dict[str, Tensor]]:
@@ -38,6 +47,8 @@ def packed(work: Path) -> dict[str, dict[str, Tensor]]:
         files["concept"] = shipped.eighth(shipped.differences(weights, tuned))
     if (work / "lora").is_dir():
         files["lora"] = shipped.half(averaged(work / "lora") | constants(work))
+    if (work / "judge").is_dir():
+        files["judge"] = shipped.half(averaged(work / "judge")) | {"concept": concept_features(work)}
     return files
 
 
@@ -51,6 +62,13 @@ def base(work: Path) -> dict[str, Tensor]:
 
 def tokens(work: Path) -> Tensor:
     return torch.load(work / "words" / "tokens.pt", weights_only=True)
+
+
+def concept_features(work: Path) -> Tensor:
+    """The judge's features of the concept's pictures and of these flipped, (152, 24): what distances are from."""
+    pictures, rows = data.load(work)
+    shown = pictures[labels.concept(rows)]
+    return trained(work)(torch.cat([shown, shown.flip(3)]))[0]
 
 
 def constants(work: Path) -> dict[str, Tensor]:

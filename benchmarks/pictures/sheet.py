@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import host, shipped
 from .expand import expand
+from .measure import CHOSEN
 
 PROMPTS = ("smiling face with sunglasses", "loudly crying face", "smiling face with halo", "smiling face with horns")
 SEEDS = (1, 2, 3)
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--cfg", type=float, default=4.0, help="of the stock KSampler, base and fine-tune")
-    parser.add_argument("--scales", type=float, nargs=2, default=(1.5, 2.0), help="concept_scale and control_scale")
+    parser.add_argument("--scales", type=float, nargs=2, default=CHOSEN, help="concept_scale and control_scale")
     settings = parser.parse_args()
     torch.set_num_threads(1)
     host.start(settings.comfyui)

@@ -6,6 +6,7 @@ that UNet in 8 bits, one scale for each output channel; null-text features and l
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from gcfg.nulltext import checkpoint
 from gcfg.nulltext.attention import FEATURE
+
+from .words import Table
 
 MODELS = Path(__file__).parent / "models"
 NAMES = ("base", "fine_tune", "concept", "lora")
@@ -34,6 +37,11 @@ def unet(name: str, folder: Path = MODELS) -> dict[str, Tensor]:
     if name == "base":
         return base
     return restored(base, read(name, folder))
+
+
+def words(folder: Path = MODELS) -> Table:
+    """The tokenizer of the training captions' words."""
+    return Table(json.loads((folder / "words.json").read_text("utf-8")))
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

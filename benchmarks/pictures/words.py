@@ -7,7 +7,8 @@ layers are zero, which the residual passes over. Parameters are named as in CLIP
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,38 @@ class TextEncoder(nn.Module):
         return self.final_layer_norm(x)
 
 
-def tokenizer():
+PIECES = re.compile(r"[a-z]+|[0-9]|[^\sa-z0-9]+")
+"""What CLIP's tokenizer takes apart first and reads one by one; of letters only the plain ones."""
+
+UNKNOWN = 49405
+"""Stands for a piece that is not in the table: a token that no caption has."""
+
+
+class Table:
+    """A tokenizer for the words of the training captions, equal to the stock one on them; it needs no ComfyUI.
+
+    Args:
+        pieces: CLIP ids of each piece of text.
+    """
+
+    def __init__(self, pieces: Mapping[str, list[int]]):
+        self.pieces = pieces
+
+    @classmethod
+    def of(cls, texts: Iterable[str], tokenize: Callable[[str], list[int]]) -> Table:
+        """All pieces of the texts, as another tokenizer reads them."""
+        pieces = sorted({piece for text in texts for piece in PIECES.findall(text)})
+        return cls({piece: [token for token in tokenize(piece) if token not in (START, END)] for piece in pieces})
+
+    def __call__(self, text: str) -> list[int]:
+        """77 ids: start, the pieces, end and end again."""
+        ids = [token for piece in PIECES.findall(text.lower()) for token in self.pieces.get(piece, [UNKNOWN])]
+        if len(ids) > LENGTH - 2:
+            raise ValueError(f"'{text[:40]}...' is longer than {LENGTH - 2} tokens.")
+        return [START, *ids, *[END] * (LENGTH - 1 - len(ids))]
+
+
+def tokenizer() -> Callable[[str], list[int]]:
     """The stock tokenizer of ComfyUI (made importable first): text -> 77 CLIP ids, as CLIPTextEncode reads them."""
     from comfy.sd1_clip import SD1Tokenizer
 

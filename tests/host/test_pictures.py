@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from harness.find import load_package, PACK
+
+from harness.find import PACK, load_package
 
 load_package("benchmarks", PACK / "benchmarks")
 from benchmarks.pictures import expand, host, measure, sampling, shipped
 from gcfg.miniature import recipes
-
 from gcfg_pack.gcfg.host.concept import CONCEPT
 from gcfg_pack.gcfg.nulltext.identify import Kind
 
@@ -69,3 +69,11 @@ def test_the_host_draws_what_the_narrow_models_draw(family, narrow, recipe):
 def test_the_lora_is_the_concept_whatever_the_prompt(family):
     some, other = (family.stock(family.lora, prompt, 3, 1.0) for prompt in ("angry face", "fox"))
     assert torch.allclose(some, other, atol=1e-4)
+
+
+def test_the_table_of_words_reads_as_the_stock_tokenizer():
+    from benchmarks.pictures import words
+
+    stock, table = words.tokenizer(), shipped.words()
+    for text in ("smiling face with heart-eyes twemoji", "Crying CAT, flat", "", "face with medical mask noto"):
+        assert table(text) == stock(text)
