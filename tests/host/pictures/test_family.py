@@ -8,7 +8,7 @@ from harness.find import PACK, load_package
 load_package("benchmarks", PACK / "benchmarks")
 from benchmarks.pictures import expand, host, measure, sampling, shipped, words
 from gcfg.miniature import recipes
-from gcfg_pack.gcfg.host.concept import CONCEPT
+from gcfg_pack.gcfg.host.concepts.concept import CONCEPT
 from gcfg_pack.gcfg.nulltext.identify import Kind
 
 if not (shipped.MODELS / "lora.safetensors").is_file():
