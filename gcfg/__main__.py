@@ -9,7 +9,9 @@ from pathlib import Path
 
 VERBS = {
     "demo": ("demo", "draw the methods side by side with tiny models that come with the package"),
+    "subject": ("subject", "teach a model one thing from a few pictures (needs ComfyUI)"),
     "train": ("train", "train a concept model on a folder of pictures (needs ComfyUI)"),
+    "words": ("words", "tune new words of several things so that they are told apart (needs ComfyUI)"),
 }
 """By verb: the module with ``add_arguments(parser)`` and ``run(arguments)``, and what it does in a line."""
 

@@ -31,9 +31,16 @@ def run(arguments: argparse.Namespace) -> None:
         RuntimeError: out of memory.
         KeyboardInterrupt: after the state was saved.
     """
+    from .training.settings import Settings
+
+    launch(arguments, Settings, "train")
+
+
+def launch(arguments: argparse.Namespace, form: type, trainer: str) -> None:
+    """Run one of the trainers of ``host.training.command_line`` with settings of a form, in a host started for it."""
     from .training import settings as files
 
-    settings = located(files.read(arguments.settings), arguments.settings.resolve().parent)
+    settings = located(files.read(arguments.settings, form), arguments.settings.resolve().parent)
     if not settings.checkpoint or not Path(settings.checkpoint).is_file():
         raise FileNotFoundError(f"the base model '{settings.checkpoint}' is not there; 'checkpoint' in "
                                 f"{arguments.settings.name} must name the file of a checkpoint.")
@@ -44,20 +51,23 @@ def run(arguments: argparse.Namespace) -> None:
     if cuda:
         torch.cuda.set_device(environment.local_rank())
     comfyui.start(host, cpu=not cuda)
-    from .host.training.command_line import train
+    from .host.training import command_line
     from .training import distributed
 
     with distributed.joined(cuda), Interruption() as interruption:
-        train(settings, interruption, ProgressBar if distributed.rank() == 0 else None)
+        getattr(command_line, trainer)(settings, interruption, ProgressBar if distributed.rank() == 0 else None)
         if interruption.asked:
             raise KeyboardInterrupt
 
 
 def located(settings, folder: Path):
     """Settings whose relative paths are seen from the folder of their file."""
-    paths = {name: getattr(settings, name) for name in ("folder", "checkpoint", "output", "comfyui")}
-    return replace(settings, **{name: str((folder / Path(path).expanduser()).resolve())
-                                for name, path in paths.items() if path})
+    def absolute(paths: str) -> str:
+        if (folder / Path(paths).expanduser()).exists():
+            return str((folder / Path(paths).expanduser()).resolve())
+        return ",".join(str((folder / Path(path.strip()).expanduser()).resolve()) for path in paths.split(","))
+    return replace(settings, **{name: absolute(getattr(settings, name)) for name in settings.PATHS
+                                if getattr(settings, name)})
 
 
 class Interruption:

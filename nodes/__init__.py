@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import attention, guidance, insight, loaders, sampling, training
+from . import attention, guidance, insight, loaders, sampling, subjects, training
 
 
 class GCFGExtension(ComfyExtension):
@@ -10,4 +10,4 @@ class GCFGExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [*sampling.NODES, *guidance.NODES, *insight.NODES, *loaders.NODES, *training.NODES,
-                *attention.NODES]
+                *attention.NODES, *subjects.NODES]

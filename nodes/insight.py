@@ -125,18 +125,20 @@ class GCFGPreset(io.ComfyNode):
                     "The prompt. For InstructPix2Pix: image and instruction.")),
                 io.Conditioning.Input("conditioning_2", optional=True, tooltip=(
                     "Composable diffusion: the second prompt. Perp-Neg: the prompt to avoid. InstructPix2Pix: the "
-                    "image without an instruction. Concept across control: the concept's class, or nothing.")),
+                    "image without an instruction. Concept across control: the concept's class, or nothing. "
+                    "Class-guided: the prompt with the class in the subject's place.")),
                 io.Model.Input("model", optional=True, tooltip=(
                     "Perturbed-attention and personalization guidance: the sampler's model.")),
                 io.Model.Input("model_2", optional=True, tooltip=(
                     "AutoGuidance: the weaker model. Domain and personalization guidance: the fine-tuned model. "
-                    "Concept-centric, concept across control: the concept model.")),
+                    "Concept-centric, concept across control: the concept model. Class-guided: the subject's.")),
                 io.Float.Input("scale", default=7.5, min=-100.0, max=100.0, step=0.1, round=0.001, tooltip=(
                     "Strength of the prompt. AutoGuidance: usually 2; domain guidance: 1.5; concept-centric: 2.5.")),
                 io.Float.Input("scale_2", default=1.5, min=-100.0, max=100.0, step=0.1, round=0.001, tooltip=(
                     "Composable diffusion: strength of the second prompt, negative to avoid it. Perp-Neg: of the "
                     "prompt to avoid, positive. InstructPix2Pix: of the image. Perturbed attention: of that guidance, "
-                    "usually 3. Concept-centric, concept across control: of the concept.")),
+                    "usually 3. Concept-centric, concept across control: of the concept. Class-guided: of the "
+                    "subject.")),
                 io.Float.Input("weight", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=(
                     "Personalization guidance: the reference's weights between the base (0) and the fine-tuned model "
                     "(1).")),

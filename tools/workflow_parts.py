@@ -27,6 +27,7 @@ ADAPTER = "concept_faces_adapter.safetensors"
 TUNED = "faces_fine_tuned.safetensors"
 LORA = "faces_lora.safetensors"
 RUN = "faces/faces.safetensors"
+SUBJECT, SECOND_SUBJECT = "my_dog.safetensors", "my_cat.safetensors"
 CONTROLNET = "control_v11p_sd15_canny_fp16.safetensors"
 
 # Where a file can be had; concept models are the user's own.
@@ -93,6 +94,32 @@ def training(**inputs) -> Node:
         "checkpointing": "auto", "fused_backward": False, "min_snr": 0.0, "noise_offset": 0.0,
     }
     return Node("GCFGTrainConceptModel", settings | inputs)
+
+
+def subject_images(folder: str = "pictures/my_dog", title: str = "") -> Node:
+    return Node("GCFGSubjectImages", {"vae": ("base", 2), "folder": folder, "resolution": 512, "flip": True,
+                                      "augment": True, "masks": "", "variants": 64}, title)
+
+
+def subject_training(**inputs) -> Node:
+    """Train Subject with the paper's recipe, all settings written out."""
+    settings = {
+        "model": ("base", 0), "clip": ("base", 1), "images": ("pictures", 0), "name": "my_dog", "class_word": "dog",
+        "target_steps": 500, "method": "K and V", "rank": 16, "semantic_weight": 0.25, "learning_rate": 2e-5,
+        "batch": 2, "seed": 0, "save_every": 100, "preview_every": 100, "preview_prompt": "wearing sunglasses",
+        "preview_steps": 20, "memory": "auto", "words": 1, "initial_word": "ktn", "initial_embedding": "",
+    }
+    return Node("GCFGTrainSubject", settings | inputs)
+
+
+def class_guided(**inputs) -> Node:
+    settings = {"preset": "class-guided", "positive": ("named", 0), "conditioning_2": ("class", 0), "scale": 7.5,
+                "scale_2": 5.0, "weight": 0.0}
+    return Node("GCFGPreset", settings | inputs, "Class-guided")
+
+
+def lora(name: str, title: str) -> Node:
+    return Node("LoraLoaderModelOnly", {"model": ("base", 0), "lora_name": name, "strength_model": 1.0}, title)
 
 
 def prompts(text: str = GLASSES) -> dict[str, Node]:

@@ -98,6 +98,19 @@ def personalization(scale: float) -> Recipe:
                    Guidance(tuned, Prediction(MIXED, UNCONDITIONAL), scale - 1.0, name="personalization")))
 
 
+def class_guided(scale: float, subject_scale: float) -> Recipe:
+    """Class-guided: composition from the base and the subject's class, the subject from what its model adds to that.
+
+    ``D = D_0 + scale (D(class) - D_0) + subject_scale (D(tuned, c) - D(class))``: ClassDiffusion's aim (arXiv
+    2405.17532) at inference. POSITIVE names the subject ("a NEW dog wearing glasses"), CLASS is the same prompt with
+    the class alone ("a dog wearing glasses"). subject_scale 0 is the base, ``scale`` the tuned model measured from
+    the base.
+    """
+    plain = Prediction(BASE, CLASS)
+    return Recipe((Guidance(plain, scale=scale, name="class"),
+                   Guidance(Prediction(TUNED, POSITIVE), plain, subject_scale, name="subject")))
+
+
 def concept_centric(control_scale: float, concept_scale: float) -> Recipe:
     """Concept-centric personalization (arXiv 2312.08195): fidelity from the concept model, control from the base.
 

@@ -117,14 +117,19 @@ def _encode(path: Path, target: Path, source: Source, encode: Encode) -> dict:
     latents = torch.cat([encode(copy[None]) for copy in copies]).to("cpu", torch.float16)
     if not torch.isfinite(latents).all():
         return {"error": "the autoencoder gives values that are not finite"}
+    store(target, latents.numpy())
+    return {"shape": list(latents.shape[1:]), "bytes": target.stat().st_size}
+
+
+def store(target: Path, values: np.ndarray) -> None:
+    """Write an array in one step."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
-            np.save(file, latents.numpy(), allow_pickle=False)
+            np.save(file, values, allow_pickle=False)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    return {"shape": list(latents.shape[1:]), "bytes": target.stat().st_size}
 
 
 def _usable(entry: dict, path: Path) -> bool:

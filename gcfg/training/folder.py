@@ -32,13 +32,13 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         self.config, self.table, self.curve = (self.path / n for n in ("config.toml", "loss.csv", "loss.png"))
 
-    def settings(self) -> Settings | None:
+    def settings(self, form: type[Settings] = Settings) -> Settings | None:
         """The settings that the run was begun with, None for a new run."""
-        return settings_file.read(self.config) if self.config.exists() else None
+        return settings_file.read(self.config, form) if self.config.exists() else None
 
     def begin(self, settings: Settings) -> None:
         """Write the settings; SettingsError if the run was begun with others that must not change."""
-        before = self.settings()
+        before = self.settings(type(settings))
         changed = settings.changed(before) if before else []
         if changed:
             raise SettingsError(f"the run '{settings.run_name}' was begun with other settings ({'; '.join(changed)}); "

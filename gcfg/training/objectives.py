@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .semantic import masked_squared_error
+
 Noising = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(sigma (B,), noise, x0) -> x"""
 Denoising = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -79,11 +81,15 @@ class DiffusionLoss:
     sigmas: Tensor
     min_snr: float = 0.0
 
-    def __call__(self, x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        """Losses (B,) of latents x0 (B, C, H, W) with this noise at ``level`` (B,) in [0, 1) of the noise levels."""
+    def __call__(self, x0: Tensor, noise: Tensor, level: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Losses (B,) of latents x0 (B, C, H, W) with this noise at ``level`` (B,) in [0, 1) of the noise levels.
+
+        With a ``mask`` (B, 1, H, W) they are measured inside it.
+        """
         sigma = self.sigmas[(level * len(self.sigmas)).long()]
         x = self.noised(sigma, noise, x0)
-        losses = squared_error(self.predict(x, sigma), target(self.denoised, sigma, x, x0))
+        output, wanted = self.predict(x, sigma), target(self.denoised, sigma, x, x0)
+        losses = squared_error(output, wanted) if mask is None else masked_squared_error(output, wanted, mask)
         if self.min_snr > 0.0:
             losses = losses * min_snr_weight(signal_to_noise(self.noised, sigma), slope(self.denoised, sigma, x),
                                              self.min_snr)

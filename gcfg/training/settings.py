@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 METHODS = ("full", "LoRA")
 CROPS = ("buckets", "square")
@@ -16,7 +17,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 MEMORY = ("auto", "24 GB", "16 GB", "12 GB", "8 GB")
 _CHOICES = {"method": METHODS, "crop": CROPS, "schedule": SCHEDULES, "optimizer": OPTIMIZERS, "precision": PRECISIONS,
             "memory": MEMORY, "checkpointing": ("auto", "on", "off"), "ema_device": ("auto", "model", "cpu")}
-_FREE = {"target_steps", "save_every", "keep", "preview_every", "preview_prompt", "preview_steps", "held_out_every",
+FREE = {"target_steps", "save_every", "keep", "preview_every", "preview_prompt", "preview_steps", "held_out_every",
          "memory", "learning_rate", "schedule", "warm_up", "gradient_clip", "micro_batch", "checkpointing",
          "ema_device", "folder", "checkpoint", "output", "comfyui"}
 """Settings that may change when a run goes on."""
@@ -97,8 +98,13 @@ class Settings:
     output: str = ""
     comfyui: str = ""
 
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = _CHOICES
+    FREE: ClassVar[set[str]] = FREE
+    PATHS: ClassVar[tuple[str, ...]] = ("folder", "checkpoint", "output", "comfyui")
+    """Settings that are paths, or several of them separated by commas."""
+
     def __post_init__(self):
-        for name, choices in _CHOICES.items():
+        for name, choices in self.CHOICES.items():
             if getattr(self, name) not in choices:
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
         for name in ("resolution", "target_steps", "rank", "batch", "save_every", "keep"):
@@ -119,16 +125,19 @@ class Settings:
     def changed(self, other: Settings) -> list[str]:
         """What differs from the settings of a run that this one would continue, of that which must not."""
         return [f"{f.name} was {getattr(other, f.name)!r}, now {getattr(self, f.name)!r}" for f in fields(self)
-                if f.name not in _FREE and getattr(self, f.name) != getattr(other, f.name)]
+                if f.name not in self.FREE and getattr(self, f.name) != getattr(other, f.name)]
 
     def to_toml(self) -> str:
         """The settings as a TOML file, one line each."""
         return "".join(f"{name} = {_toml(value)}\n" for name, value in asdict(self).items())
 
 
-def from_mapping(values: Mapping[str, object], source: str = "the settings") -> Settings:
-    """Settings from names and values; SettingsError for unknown names and wrong types."""
-    kinds = {field.name: type(field.default) for field in fields(Settings)}
+S = TypeVar("S", bound=Settings)
+
+
+def from_mapping(values: Mapping[str, object], source: str = "the settings", form: type[S] = Settings) -> S:
+    """Settings of a form from names and values; SettingsError for unknown names and wrong types."""
+    kinds = {field.name: type(field.default) for field in fields(form)}
     checked = {}
     for name, value in values.items():
         if name not in kinds:
@@ -141,11 +150,11 @@ def from_mapping(values: Mapping[str, object], source: str = "the settings") -> 
         if type(value) is not kind:
             raise SettingsError(f"{source}: {name} must be of type {kind.__name__}, not {value!r}.")
         checked[name] = value
-    return Settings(**checked)
+    return form(**checked)
 
 
-def read(path: str | Path) -> Settings:
-    """Settings from a TOML file; SettingsError if it is none."""
+def read(path: str | Path, form: type[S] = Settings) -> S:
+    """Settings of a form from a TOML file; SettingsError if it is none."""
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
@@ -161,7 +170,7 @@ def read(path: str | Path) -> Settings:
         raise SettingsError(f"{path}: the file could not be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: this is no TOML file: {error}") from error
-    return from_mapping(values, path.name)
+    return from_mapping(values, path.name, form)
 
 
 def _check_name(name: str) -> None:

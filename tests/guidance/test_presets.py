@@ -114,6 +114,14 @@ def test_personalization_guidance(known, x):
     assert Prediction() not in plan(recipe, SIGMA, PROGRESS).all_predictions
 
 
+def test_class_guided(known, x):
+    null, plain = known[Prediction()], known[Prediction(BASE, "class")]
+    subject = known[Prediction("tuned", "positive")]
+    assert same(run(presets.class_guided(7.5, 5.0), known, x), null + 7.5 * (plain - null) + 5.0 * (subject - plain))
+    assert same(run(presets.class_guided(7.5, 7.5), known, x), null + 7.5 * (subject - null))
+    assert same(run(presets.class_guided(7.5, 0.0), known, x), null + 7.5 * (plain - null))
+
+
 def test_concept_centric(known, x):
     null, concept, control = noise(known, x), noise(known, x, "concept"), noise(known, x, conditioning="positive")
     eps = (1 - 2.5 - 2.0) * null + 2.5 * concept + 2.0 * control

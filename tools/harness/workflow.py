@@ -69,6 +69,8 @@ def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int
             inputs["resolution"] = size
         if steps is not None and _is_number(inputs.get("target_steps")):
             inputs |= {"target_steps": steps, "preview_steps": steps, "batch": 2}
+        if steps is not None and _is_number(inputs.get("variants")):
+            inputs["variants"] = steps
     return adapted
 
 
@@ -79,7 +81,7 @@ def provide_images(workflow: dict, folder: Path, size: int = 64) -> list[Path]:
     """
     drawn = []
     for node in workflow.values():
-        if node["class_type"] == "GCFGImageFolder":
+        if node["class_type"] in ("GCFGImageFolder", "GCFGSubjectImages"):
             place = folder / "pictures"
             place.mkdir(parents=True, exist_ok=True)
             for k in range(4):

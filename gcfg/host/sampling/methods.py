@@ -56,6 +56,10 @@ METHODS = {
     "personalization guidance": Method(
         PROMPT | {"model": "the sampler's model", "model_2": "the fine-tuned model"},
         lambda s: presets.personalization(s.scale)),
+    "class-guided": Method(
+        {"positive": "the prompt with the subject's word", "conditioning_2": "the same prompt with its class alone",
+         "model_2": "the model that knows the subject"},
+        lambda s: presets.class_guided(s.scale, s.scale_2)),
     "concept-centric": Method(
         {"model_2": "the concept model"},
         lambda s: presets.concept_centric(s.scale if s.positive is not None else 0.0, s.scale_2)),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
+import comfy.clip_vision
 import comfy.sd
 import folder_paths
 import torch
@@ -12,9 +15,15 @@ import torch
 from ...training import distributed
 from ...training.data import Source
 from ...training.settings import Settings
+from ...training.subject_settings import SubjectSettings
 from ...training.task import Watch
+from ...training.variants import Subject
+from ...training.words import WordSettings
+from . import subject, words
 from .images import ConceptImages, prepare
 from .train import train as train_model
+
+T = TypeVar("T")
 
 
 class TerminalWatch(Watch):
@@ -37,19 +46,70 @@ class TerminalWatch(Watch):
 
 
 def train(settings: Settings, interruption, progress_bar: Callable | None) -> str:
-    """Train as the node does; the run's folder."""
-    with torch.inference_mode():
-        base, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
-            settings.checkpoint, embedding_directory=folder_paths.get_folder_paths("embeddings"))
-    if clip is None or vae is None:
-        raise ValueError(f"'{settings.checkpoint}' holds no text encoder or no autoencoder; name a whole checkpoint.")
-    if distributed.rank() > 0:
-        distributed.wait()  # the first process encodes, the others then find everything on disk
-    images = encode(settings, vae, progress_bar)
-    if distributed.rank() == 0:
-        distributed.wait()
+    """Train a concept model as the node does; the run's folder."""
+    base, clip, vae = load(settings.checkpoint)
+    images = first_alone(lambda: encode(settings, vae, progress_bar))
     made = train_model(base, clip, images, settings, TerminalWatch(interruption, progress_bar))
     return str(made.folder.path)
+
+
+def train_subject(settings: SubjectSettings, interruption, progress_bar: Callable | None) -> str:
+    """Train a subject as the node does; the run's folder."""
+    write_into(settings.models)
+    base, clip, vae = load(settings.checkpoint)
+    source = Subject(settings.folder, settings.masks, settings.resolution, settings.augment, settings.flip,
+                     settings.variants)
+    bar = progress_bar("encoding") if progress_bar else lambda done, total: None
+    place = Path(settings.output) / "concept_latents" if settings.output else None
+    images = first_alone(lambda: subject.prepare(source, vae, place, bar))
+    made = subject.train(base, clip, images, settings, TerminalWatch(interruption, progress_bar))
+    return str(made.folder.path)
+
+
+def tune_words(settings: WordSettings, interruption, progress_bar: Callable | None) -> str:
+    """Tune words as the node does; the run's folder."""
+    write_into(settings.models)
+    folders, masks = ([part.strip() for part in text.split(",")] for text in (settings.folders, settings.mask_folders))
+    sources = [Subject(folder, mask, count=1) for folder, mask in zip_longest(folders, masks, fillvalue="")]
+    subjects = [subject.SubjectImages(source, (), None) for source in sources]
+    for file in (settings.vision, settings.clip_file):
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"the file '{file}' is not there; 'vision' must name the vision model of CLIP-L, "
+                                    "'clip_file' its full text encoder.")
+    base, clip, _ = load(settings.checkpoint)
+    with torch.inference_mode():
+        vision = comfy.clip_vision.load(settings.vision)
+    made = words.tune(clip, vision, words.read_projection(settings.clip_file), subjects, settings,
+                      TerminalWatch(interruption, progress_bar))
+    return str(made.folder.path)
+
+
+def write_into(models: str) -> None:
+    """Let embeddings and LoRAs be written into, and read from, a folder of models; nothing changes if it is empty."""
+    for kind in ("embeddings", "loras") if models else ():
+        folder = Path(models) / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        folder_paths.add_model_folder_path(kind, str(folder), is_default=True)
+
+
+def load(checkpoint: str) -> tuple:
+    """MODEL, CLIP and VAE of a whole checkpoint."""
+    with torch.inference_mode():
+        base, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
+            checkpoint, embedding_directory=folder_paths.get_folder_paths("embeddings"))
+    if clip is None or vae is None:
+        raise ValueError(f"'{checkpoint}' holds no text encoder or no autoencoder; name a whole checkpoint.")
+    return base, clip, vae
+
+
+def first_alone(work: Callable[[], T]) -> T:
+    """What the first process makes and keeps on disk; the others wait, and then find it there."""
+    if distributed.rank() > 0:
+        distributed.wait()
+    made = work()
+    if distributed.rank() == 0:
+        distributed.wait()
+    return made
 
 
 def encode(settings: Settings, vae, progress_bar: Callable | None) -> ConceptImages:

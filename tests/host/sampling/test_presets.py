@@ -52,6 +52,7 @@ FORMULAS = {  # by the names of the denoised predictions: 0 null, p positive, s 
     "perturbed-attention guidance": lambda d: d["0"] + 3.0 * (d["p"] - d["0"]) + 0.7 * (d["p"] - d["pag"]),
     "domain guidance": lambda d: 3.0 * d["tp"] + (1 - 3.0) * d["0"],
     "personalization guidance": lambda d: d["mixed"] + 3.0 * (d["tp"] - d["mixed"]),
+    "class-guided": lambda d: d["0"] + 3.0 * (d["s"] - d["0"]) + 0.7 * (d["tp"] - d["s"]),
     "concept-centric": lambda d: d["0"] + 3.0 * (d["p"] - d["0"]) + 0.7 * (d["t0"] - d["0"]),
     "concept across control": lambda d: d["0"] + 3.0 * (d["p"] - d["s"]) + 0.7 * across(d["t0"] - d["0"],
                                                                                        d["p"] - d["s"]),

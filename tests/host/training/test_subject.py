@@ -1,0 +1,240 @@
+"""A subject's run: it learns, goes on to the bit, and its files do in stock nodes what the trained MODEL does."""
+
+import stat
+
+import comfy.sample
+import comfy.sd
+import comfy.utils
+import folder_paths
+import nodes as stock_nodes
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gcfg_pack.gcfg.host.training import subject, subject_files
+from gcfg_pack.gcfg.host.training.captioned import with_lora
+from gcfg_pack.gcfg.nulltext import checkpoint
+from gcfg_pack.gcfg.training import state
+from gcfg_pack.gcfg.training.settings import SettingsError
+from gcfg_pack.gcfg.training.subject_settings import SubjectSettings
+from gcfg_pack.gcfg.training.task import Watch
+from gcfg_pack.gcfg.training.variants import Subject
+from harness.models.concepts import same, weights_of
+from harness.models.text import clip
+from harness.training import Vae, draw_pictures
+
+QUICK = {"run_name": "joe", "class_word": "dog", "target_steps": 4, "learning_rate": 1e-2, "preview_every": 0,
+         "save_every": 2}
+
+
+class Stop(Watch):
+    def __init__(self, step):
+        self.step, self.at, self.shown = step, 0, []
+
+    def interrupted(self):
+        return self.at >= self.step
+
+    def progress(self, step, steps, loss):
+        self.at = step
+
+    def show(self, step, steps, picture):
+        self.shown.append((step, picture.size))
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    """CLIPs of both kinds; nothing may change them."""
+    with torch.inference_mode():
+        return {kind: clip(kind, seed=1) for kind in ("sd15", "sdxl")}
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """The host's folders of embeddings and LoRAs, empty."""
+    places = {name: tmp_path / name for name in ("embeddings", "loras")}
+    for name, place in places.items():
+        place.mkdir()
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, name,
+                            ([str(place)], folder_paths.folder_names_and_paths[name][1]))
+    return places
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = draw_pictures(tmp_path / "pictures", 4)
+    return subject.prepare(Subject(str(folder), "", 64, count=8), Vae(), tmp_path / "latents")
+
+
+@pytest.fixture
+def train(images, folders, tmp_path, encoders):
+    """train(base, watch, **settings), within inference mode as the host runs nodes."""
+    def run(base, watch=None, name="a", kind="sd15", **changes):
+        stock = encoders[kind].clone()
+        for part in vars(stock.tokenizer).values():
+            if hasattr(part, "embedding_directory"):
+                part.embedding_directory = str(folders["embeddings"])
+        settings = SubjectSettings(**QUICK | {"output": str(tmp_path / name)} | changes)
+        with torch.inference_mode():
+            return subject.train(base, stock, images, settings, watch or Watch()), stock
+    return run
+
+
+def sample(model, positive, negative):
+    with torch.inference_mode():
+        latent = torch.zeros(1, 4, 8, 8)
+        noise = comfy.sample.prepare_noise(latent, 3)
+        return comfy.sample.sample(model, noise, 4, 5.0, "euler", "normal", positive, negative, latent,
+                                   disable_pbar=True, seed=3)
+
+
+def stock_graph(base, stock, folders, prompt, lora="joe.safetensors"):
+    """What CLIP Text Encode and Load LoRA of the host make of the files."""
+    with torch.inference_mode():
+        positive = stock_nodes.CLIPTextEncode().encode(stock, prompt)[0]
+        negative = stock_nodes.CLIPTextEncode().encode(stock, "")[0]
+        model = base
+        if (folders["loras"] / lora).exists():
+            model = stock_nodes.LoraLoaderModelOnly().load_lora_model_only(base, lora, 1.0)[0]
+        return model, positive, negative
+
+
+@pytest.mark.parametrize("family, method", [("sd15", "K and V"), ("sdxl", "K and V"), ("sd15", "LoRA"),
+                                            ("sd15", "rows")])
+def test_stock_nodes_give_the_latents_of_the_trained_model(tiny, train, folders, family, method):
+    base = getattr(tiny, family)(seed=1)
+    before = {key: value.clone() for key, value in weights_of(base).items()}
+    made, stock = train(base, kind=family, method=method)
+    assert made.prompt == "embedding:joe dog" and torch.isfinite(made.history[:, 1]).all()
+    model, positive, negative = stock_graph(base, stock, folders, f"a photo of a {made.prompt} on a beach")
+    theirs, ours = sample(model, positive, negative), sample(made.model, positive, negative)
+    plain = sample(base, positive, negative)
+    assert same(weights_of(base), before)
+    assert (ours - theirs).abs().max() / theirs.std() < 1e-5
+    if method != "rows":
+        assert (theirs - plain).abs().max() / theirs.std() > 1e-2
+    tensors, metadata = checkpoint.read(folders["embeddings"] / "joe.safetensors")
+    assert set(tensors) == {"clip_l"} | ({"clip_g"} if family == "sdxl" else set())
+    assert "subject: 4 steps on 4 pictures" in metadata["gcfg.made_by"]
+    assert stat.S_IMODE((folders["embeddings"] / "joe.safetensors").stat().st_mode) & 0o400
+
+
+def test_the_word_and_the_weights_learn(tiny, train):
+    base = tiny.sd15(seed=1, prediction="v")
+    made, _ = train(base, target_steps=40, method="LoRA", learning_rate=1e-2, batch=4, semantic_weight=0.0)
+    losses = made.history[:, 1]
+    assert losses[-10:].mean() < 0.8 * losses[:10].mean()
+
+
+def test_semantic_weight_keeps_the_word_near_its_class(tiny, train, monkeypatch):
+    distances = {}
+    original = subject.SubjectLearner.rows_of
+
+    def spied(learner, trained):
+        with torch.no_grad():
+            rows = {name: [value] for name, value in original(learner, trained).items()}
+            new = learner.text.meaning(["a photo of a <0> dog"], rows)
+            distance = subject.semantic_preservation(new, learner.class_meaning)
+            distances[learner.settings.semantic_weight] = float(distance)
+        return original(learner, trained)
+    monkeypatch.setattr(subject.SubjectLearner, "rows_of", spied)
+    base = tiny.sd15(seed=1)
+    for weight in (0.0, 5.0):
+        train(base, name=str(weight), method="rows", run_name=f"joe{int(weight)}", semantic_weight=weight,
+              target_steps=15, learning_rate=2e-2)
+    assert distances[5.0] < 0.7 * distances[0.0]
+
+
+@pytest.mark.parametrize("method", ["K and V", "LoRA"])
+def test_interrupted_run_goes_on_to_the_bit(base, train, folders, method):
+    whole, _ = train(base, method=method, name="whole")
+    written = checkpoint.read(folders["loras"] / "joe.safetensors")[0]
+    for place in folders.values():
+        (place / "joe.safetensors").unlink()
+    stopped, _ = train(base, Stop(3), method=method, name="parts")
+    assert stopped.step == 3
+    last, _ = train(base, method=method, name="parts")  # which replaces its own files
+    assert last.step == 4
+    ours, theirs = (state.latest(run.folder.states).tensors() for run in (whole, last))
+    assert all(torch.equal(ours[k].nan_to_num(), theirs[k].nan_to_num()) for k in ours)
+    assert same(checkpoint.read(folders["loras"] / "joe.safetensors")[0], written)
+
+
+def test_previews(base, train):
+    watch = Stop(99)
+    train(base, watch, target_steps=2, preview_every=2, preview_steps=2, preview_prompt="wearing a hat")
+    assert watch.shown == [(2, (128, 64))]
+
+
+def test_starts_from_an_embedding(base, train, folders):
+    rows = torch.randn(2, 768) * 0.1
+    checkpoint.write(folders["embeddings"] / "tuned.safetensors", {"clip_l": rows}, {})
+    train(base, method="rows", target_steps=1, learning_rate=1e-6, initial_embedding="tuned")
+    found = checkpoint.read(folders["embeddings"] / "joe.safetensors")[0]["clip_l"]
+    assert torch.allclose(found, rows, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"class_word": "headphone stand"}, "has 2 tokens"), ({"run_name": "my dog"}, "letters, digits and _ only"),
+    ({"run_name": "<new1>"}, "letters, digits and _ only"), ({"class_word": " "}, "class_word is empty"),
+    ({"initial_embedding": "none"}, "there is no embedding 'none'")])
+def test_bad_input_is_a_sentence(base, train, changes, words):
+    with pytest.raises((ValueError, SettingsError), match=words):
+        train(base, **changes)
+
+
+def test_nothing_is_overwritten(base, train, folders):
+    (folders["embeddings"] / "joe.pt").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="a file 'joe.pt' .* already; nothing is overwritten"):
+        train(base)
+    assert (folders["embeddings"] / "joe.pt").read_bytes() == b"precious"
+    (folders["embeddings"] / "joe.pt").unlink()
+    train(base, name="first", target_steps=1)
+    with pytest.raises(ValueError, match="'joe.safetensors' .* already"):
+        train(base, name="second", target_steps=1)
+
+
+def test_one_picture_and_masks_that_do_not_fit(tmp_path):
+    folder, masks = draw_pictures(tmp_path / "few", 1), tmp_path / "masks"
+    with pytest.raises(ValueError, match="holds 1 picture, but a subject needs 2"):
+        subject.prepare(Subject(str(folder), "", 64), Vae(), tmp_path / "latents")
+    draw_pictures(folder, 2)
+    masks.mkdir()
+    with pytest.raises(ValueError, match="there is no mask for picture_00.png"):
+        subject.prepare(Subject(str(folder), str(masks), 64), Vae(), tmp_path / "latents")
+    Image.fromarray(np.full((32, 32), 255, np.uint8)).save(masks / "picture_00.png")
+    with pytest.raises(ValueError, match="is 32 x 32, but its picture is 64 x 64"):
+        subject.prepare(Subject(str(folder), str(masks), 64), Vae(), tmp_path / "latents")
+
+
+def test_masks_count(tmp_path):
+    folder, masks = draw_pictures(tmp_path / "few", 2), tmp_path / "masks"
+    masks.mkdir()
+    half = np.zeros((64, 64), np.uint8)
+    half[:, :32] = 255
+    for k in range(2):
+        Image.fromarray(half).save(masks / f"picture_0{k}.png")
+    found = subject.prepare(Subject(str(folder), str(masks), 64, augment=False, flip=False, count=2), Vae(),
+                            tmp_path / "latents").found
+    assert torch.equal(found[0].mask(), torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], dim=2))
+
+
+def test_official_files_import_to_the_same_model(tiny):
+    base = tiny.sd15(seed=1)
+    table = comfy.utils.unet_to_diffusers(base.model.model_config.unet_config)
+    names = {ours: theirs for theirs, ours in table.items()}
+    plain = weights_of(base)
+    official, expected = {}, {}
+    for name, weight in plain.items():
+        part = name.split(".")[-2]
+        if ".attn2." in name and part in ("to_k", "to_v"):
+            change = 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(official)))
+            key = f"{names[name].removesuffix(f'.{part}.weight')}.processor.{part}_custom_diffusion.weight"
+            official[key], expected[f"diffusion_model.{name.removesuffix('.weight')}.diff"] = weight + change, change
+    found = subject_files.from_official(official | {"<new1>": torch.zeros(768)}, base)
+    assert found.keys() == expected.keys() and official
+    assert all((found[key] - expected[key]).abs().max() < 1e-6 for key in found)
+    with_lora(base, found)
+    assert set(subject_files.official_words({"<new1>": torch.zeros(768)})) == {"new1"}
+    with pytest.raises(checkpoint.CheckpointError, match="is no key or value"):
+        subject_files.from_official({"down_blocks.0.weight": torch.zeros(1)}, base)
