@@ -114,17 +114,17 @@ def train(base: ModelPatcher, clip, images: SubjectImages, settings: SubjectSett
 
 def _train(base: ModelPatcher, clip, images: SubjectImages, settings: SubjectSettings, watch: Watch) -> Outcome:
     device, name = comfy.model_management.get_torch_device(), settings.run_name
-    place, notes = RunFolder(Path(settings.output) / name), {"base": fingerprint(originals(base))}
-    subject_files.check_free(name, str(place.path))
+    path, notes = Path(settings.output) / name, {"base": fingerprint(originals(base))}
+    subject_files.check_free(name, str(path))
     plan = memory.plan(settings, _available(device), optimizers.has_8_bit())
-    newest = state.latest(place.states)
+    newest = state.latest(path / "states")
     if newest is not None and newest.notes.get("base") != notes["base"]:
         raise ValueError(f"the subject '{name}' was begun on another base model; connect that one, or choose another "
                          "name.")
     with torch.inference_mode():
         empty = encode(clip, "")
     comfy.model_management.unload_all_models()
-    learner = SubjectLearner(base, clip, settings, plan, device)
+    learner, place = SubjectLearner(base, clip, settings, plan, device), RunFolder(path)
     if distributed.rank() == 0:
         place.begin(settings)
     shower = SubjectPreview(learner, images.vae, empty, settings, place, watch)

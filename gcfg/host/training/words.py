@@ -95,10 +95,10 @@ def tune(clip, vision, projection: Tensor, subjects: Sequence[SubjectImages], se
 
 def _tune(clip, vision, projection: Tensor, subjects: Sequence[SubjectImages], names: list[str], nouns: list[str],
           settings: WordSettings, watch: Watch) -> Outcome:
-    place = RunFolder(Path(settings.output) / settings.run_name)
     for name in names:
         check_word(name)
-        subject_files.check_free(name, str(place.path))
+        subject_files.check_free(name, str(Path(settings.output) / settings.run_name))
+    place = RunFolder(Path(settings.output) / settings.run_name)
     found = _views(vision, projection, subjects, settings, place)
     device = comfy.model_management.get_torch_device()
     comfy.model_management.unload_all_models()
