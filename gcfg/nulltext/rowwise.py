@@ -58,14 +58,13 @@ class Rows:
             return
         if self.uniform:
             return write(change(layer, x, y), y)
-        repeats, rest = divmod(x.shape[0], len(self.owners))  # some attention patches split rows into tiles
-        if rest or y.shape[0] != x.shape[0]:
+        if x.shape[0] != len(self.owners) or y.shape[0] != x.shape[0]:
             raise Regrouped(f"{type(layer).__name__} sees {x.shape[0]} rows of a batch of {len(self.owners)}")
         if isinstance(at, tuple):
-            part = y.narrow(0, at[0] * repeats, at[1] * repeats)
-            write(change(layer, x.narrow(0, at[0] * repeats, at[1] * repeats), part), part)
+            part = y.narrow(0, *at)
+            write(change(layer, x.narrow(0, *at), part), part)
         else:
-            index = torch.tensor([i * repeats + r for i in at for r in range(repeats)], device=y.device)
+            index = torch.tensor(at, device=y.device)
             y.index_copy_(0, index, change(layer, x.index_select(0, index), y.index_select(0, index)).to(y.dtype))
 
     def without(self, owners: frozenset) -> tuple[list[int], Rows]:

@@ -217,9 +217,9 @@ class TokensFirst(nn.Module):
 
 def test_regrouped_batches_are_told_and_run_by_owner():
     network = TokensFirst().requires_grad_(False)
-    adapters, x = {"a": RowAdapter({"linear": adapter(1).layers["linear"]})}, torch.randn(2, 5, 8)
+    adapters, x = {"a": RowAdapter({"linear": adapter(1).layers["linear"]})}, torch.randn(2, 6, 8)
     with RowwiseNetwork(network, adapters) as rowwise:
-        with pytest.raises(Regrouped, match="Linear sees 5 rows of a batch of 2"), rowwise.applied((None, "a")):
+        with pytest.raises(Regrouped, match="Linear sees 6 rows of a batch of 2"), rowwise.applied((None, "a")):
             network(x)
         with rowwise.applied(("a", "a")):
             result = network(x)

@@ -1,0 +1,137 @@
+"""Every family of the host at a tiny size: sampler, guider and patch are right, on one copy of the weights."""
+
+from collections import Counter
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+
+from gcfg_pack.gcfg.host.sampling.chain import Link
+from gcfg_pack.gcfg.host.sampling.patch import apply
+from harness.models.families import FAMILIES, available
+from harness.models.weights import generator
+from harness.sampling import gcfg, relative, stock, through_guider
+
+STEPS, SEED, CONTROL, CONCEPT = 2, 5, 2.5, 1.5
+SHARED = {"scheduler": "simple", "steps": STEPS}
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request):
+    if request.param not in available():
+        pytest.skip(f"this ComfyUI has no {request.param}")
+    return FAMILIES[request.param]
+
+
+def lora(model, seed=3, rank=2):
+    """A LoRA file on every linear and convolution layer of a network."""
+    file = {}
+    for name, module in model.model.diffusion_model.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.ndim < 2 or isinstance(module, torch.nn.Embedding):
+            continue
+        gen = generator(seed, name)
+        up = torch.randn((weight.shape[0], rank, *(1,) * (weight.ndim - 2)), generator=gen)
+        down = torch.randn((rank, *weight.shape[1:]), generator=gen)
+        scale = 0.2 / down[0].numel() ** 0.5
+        file |= {f"diffusion_model.{name}.lora_up.weight": up, f"diffusion_model.{name}.lora_down.weight": down * scale}
+    return file
+
+
+def with_lora(model, seed=3):
+    return comfy.sd.load_lora_for_models(model, None, lora(model, seed), 1.0, 0.0)[0]
+
+
+@contextmanager
+def networks_called(*patchers):
+    """Counts forward passes by network, copies of it included."""
+    counts, handles = Counter(), []
+
+    def note(module, *_):
+        counts[id(module)] += 1
+    for patcher in patchers:
+        handles.append(patcher.model.diffusion_model.register_forward_hook(note))
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def flat(latent):
+    """A latent as one tensor, picture and sound behind each other."""
+    return comfy.utils.pack_latents(latent.unbind())[0] if latent.is_nested else latent
+
+
+def denoised(patcher, conditioning, noise, latent, shapes, seed):
+    """What one model predicts under one conditioning, in forward passes of its own."""
+    conds = {"positive": comfy.sampler_helpers.convert_cond(conditioning)}
+    options = {"transformer_options": dict(patcher.model_options["transformer_options"])}
+    model, conds, _ = comfy.sampler_helpers.prepare_sampling(patcher, noise.shape, conds, options)
+    patcher.pre_run()
+    model.latent_shapes = shapes
+    more = {"latent_shapes": shapes} if shapes is not None else {}
+    conds = comfy.samplers.process_conds(model, noise, conds, patcher.load_device, latent, seed=seed, **more)
+
+    def predict(x, sigma):
+        sigmas = torch.full((x.shape[0],), float(sigma))
+        return comfy.samplers.calc_cond_batch(model, [conds["positive"]], x, sigmas, options)[0]
+    return predict
+
+
+def by_hand(base, concept, positive, negative, latent):
+    """The paper's equation over Euler steps, one prediction at a time."""
+    empty = comfy.sample.fix_empty_latent_channels(base, latent["samples"])
+    noise = comfy.sample.prepare_noise(empty, SEED)
+    shapes = [part.shape for part in empty.unbind()] if empty.is_nested else None
+    if empty.is_nested:
+        noise, _ = comfy.utils.pack_latents(noise.unbind())
+        empty, _ = comfy.utils.pack_latents(empty.unbind())
+    elif hasattr(comfy.utils, "pack_latents"):
+        shapes = [empty.shape]
+    sigmas = comfy.samplers.calculate_sigmas(base.get_model_object("model_sampling"), "simple", STEPS)
+    model, sampling = base.model, base.get_model_object("model_sampling")
+    null, prompt, other = (denoised(m, c, noise, empty, shapes, SEED)
+                           for m, c in ((base, negative), (base, positive), (concept, negative)))
+    whole = comfy.samplers.Sampler().max_denoise(SimpleNamespace(inner_model=model), sigmas)
+    x = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), max_denoise=whole)
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        d_0 = null(x, sigma)
+        d = d_0 + CONTROL * (prompt(x, sigma) - d_0) + CONCEPT * (other(x, sigma) - d_0)
+        x = x + (x - d) / sigma * (following - sigma)
+    out = sampling.inverse_noise_scaling(sigmas[-1], x)
+    return model.process_latent_out(out)
+
+
+@torch.inference_mode()
+def test_equals_a_hand_written_loop(family):
+    base, concept, latent = family.model(1), family.model(2), family.latents()
+    positive, negative = family.conditioning(1), family.conditioning(2)
+    result = gcfg(base, positive, negative, latent, concept, CONCEPT, CONTROL, **SHARED)
+    guided = through_guider(base, positive, negative, latent, [Link(model=concept, scale=CONCEPT)], CONTROL, **SHARED)
+    patched = stock(apply(base, [Link(model=concept, scale=CONCEPT)]), positive, negative, latent, CONTROL, **SHARED)
+    expected = by_hand(base, concept, positive, negative, latent)
+    for made in map(flat, (result, guided, patched)):
+        assert relative(made, flat(expected)) < 2e-4
+    assert relative(flat(result), flat(stock(base, positive, negative, latent, CONTROL, **SHARED))) > 0.01
+
+
+@torch.inference_mode()
+def test_one_copy_equals_two(family):
+    base, latent = family.model(1), family.latents(2)
+    positive, negative = family.conditioning(1), family.conditioning(2)
+    clone, apart = with_lora(base), with_lora(family.model(1))
+    with networks_called(base) as calls:
+        result = flat(gcfg(base, positive, negative, latent, clone, CONCEPT, CONTROL, **SHARED))
+    assert calls.keys() == {id(base.model.diffusion_model)}  # no copy has run
+    alone = calls.total() / STEPS
+    expected = flat(gcfg(base, positive, negative, latent, apart, CONCEPT, CONTROL, **SHARED))
+    assert relative(result, expected) < 1e-3
+    assert relative(result, flat(stock(base, positive, negative, latent, CONTROL, **SHARED))) > 0.01
+    assert alone == 1 or family.config in ("MiniMaxH3",)
