@@ -137,8 +137,11 @@ class RowwiseNetwork:
             self._undo.pop()()
 
     @contextmanager
-    def applied(self, owners: Sequence[Hashable | None]):
+    def applied(self, owners: Sequence[Hashable | None], whole: bool = True):
         """Within, each row of the network's batches takes the adapter of this key, or none.
+
+        Args:
+            whole: the whole network runs, so that layers that are not called are not used.
 
         Raises:
             Regrouped: the network treats these rows in a way that only a batch with equal owners allows. What was
@@ -151,7 +154,7 @@ class RowwiseNetwork:
         outer, self.rows = self.rows, rows
         try:
             with self._exchanged(owners[0], names & self.bypassed):
-                if present <= self.watched:
+                if present <= self.watched or not whole:
                     yield
                     return
                 with self._reads(names) as reads:

@@ -64,11 +64,9 @@ class _Differences:
 
     def _weight(self, key: str, change: LayerChange) -> LayerChange:
         layer, original = self.clone.model.get_submodule(key.rpartition(".")[0]), self.originals[key][0][0]
-        if isinstance(layer, nn.Embedding):
-            raise NotRowwise(f"{key} belongs to an embedding")
         if isinstance(layer, NORMS):
             return LayerChange(change.steps, self.difference(key), change.bias)
-        if len(original.shape) < 2:
+        if not _is_linear(layer) or len(original.shape) < 2:
             raise NotRowwise(f"{key} belongs to a {type(layer).__name__}")
         return LayerChange(self._steps(key, layer, tuple(original.shape)), change.weight, change.bias)
 
@@ -122,6 +120,13 @@ class _Differences:
             for gone in (key, f"{name}.bias"):
                 self.added.pop(gone, None)
         return found
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """True for linear and convolution layers of any making, quantized ones of the host and of other packs included."""
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return False
+    return hasattr(layer, "in_features") or isinstance(layer, nn.modules.conv._ConvNd)
 
 
 def _is_set(patch: Sequence) -> bool:

@@ -205,11 +205,13 @@ class Run:
                 owner.pre_run()
                 owner.model.latent_shapes = shapes
             self._apply_to_rows(owner)
-        for lane in self.lanes.values():
+        for name, lane in self.lanes.items():
             if lane.guider is not None:
                 lane.options["transformer_options"]["sample_sigmas"] = sigmas
-            lane.pairs = {pair: process(conds, self.inner(lane), noise, lane.owner.load_device, latent_image,
-                                        denoise_mask, seed, shapes) for pair, conds in lane.pairs.items()}
+            network = self.networks[lane.owner][lane.owner.model]
+            with network.applied([None if lane.adapter is None else name], whole=False):  # some refine the text here
+                lane.pairs = {pair: process(conds, self.inner(lane), noise, lane.owner.load_device, latent_image,
+                                            denoise_mask, seed, shapes) for pair, conds in lane.pairs.items()}
 
     def begin(self, x: Tensor) -> None:
         """Begin what depends on the size of the latent: masks, momentum, reuse. A few samplers change it on the way."""

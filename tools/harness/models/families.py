@@ -23,9 +23,9 @@ _FLUX2 = _FLUX | {"image_model": "flux2", "in_channels": 128, "out_channels": 12
                   "qkv_bias": False, "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0,
                   "txt_ids_dims": [3]}
 _CHROMA = {"image_model": "chroma", "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 32,
-           "hidden_dim": 48, "n_layers": 1, "context_in_dim": 48, "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1,
-           "depth_single_blocks": 1, "axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2, "qkv_bias": True,
-           "txt_ids_dims": [], "vec_in_dim": None}
+           "hidden_dim": 48, "n_layers": 1, "context_in_dim": 48, "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2,
+           "depth": 1, "depth_single_blocks": 1, "axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2,
+           "qkv_bias": True, "txt_ids_dims": [], "vec_in_dim": None}
 _SD35 = tiny._SD3 | {"adm_in_channels": 64, "qk_norm": "rms", "x_block_self_attn_layers": [0], "depth": 2,
                      "context_embedder_config": {"target": "torch.nn.Linear",
                                                  "params": {"in_features": 48, "out_features": 128}}}
@@ -97,6 +97,8 @@ class Family:
         tokens: length of the text.
         extra: what else a conditioning holds, by name the shape of a random tensor.
         masked: whether its text comes with a mask.
+        passes: forward passes a step for base[null], base[prompt] and a LoRA: 2 where the network regroups its batch,
+            3 where it takes one row only.
         cross_attention: the suffix of the output layer of a cross-attention; "" where text and picture attend jointly.
     """
 
@@ -108,6 +110,7 @@ class Family:
     tokens: int = 8
     extra: Mapping = field(default_factory=dict)
     masked: bool = False
+    passes: int = 1
     cross_attention: str = ""
 
     def model(self, seed: int = 0, dtype: torch.dtype = torch.float32):
@@ -156,15 +159,16 @@ FAMILIES = {
         "in_channels": 64, "out_channels": 64, "patch_size": [1, 1], "vec_in_dim": None, "axes_dim": [8, 8]},
         (64, 4, 4)),
     "Chroma": Family("Chroma", _CHROMA, (16, 8, 8), 48, 32),
-    "Krea 2": Family("Krea2", _KREA, (16, 8, 8), 32),
+    "Krea 2": Family("Krea2", _KREA, (16, 8, 8), 32, passes=2),
     "Ideogram 4": Family("Ideogram4", _IDEOGRAM, (128, 4, 4)),
-    "MiniMax H3": Family("MiniMaxH3", _MINIMAX, ((24, 2, 4, 4), (32, 2, 8))),
+    "MiniMax H3": Family("MiniMaxH3", _MINIMAX, ((24, 2, 4, 4), (32, 2, 8)), passes=3),
     "Cosmos Predict2": Family("CosmosT2IPredict2", _COSMOS, (16, 1, 8, 8)),
-    "Cosmos 1": Family("CosmosT2V", _COSMOS1, (16, 2, 8, 8)),
-    "HiDream": Family("HiDream", _HIDREAM, (16, 8, 8), 48, 64, extra={"conditioning_llama3": (1, 2, 8, 32)}),
+    "Cosmos 1": Family("CosmosT2V", _COSMOS1, (16, 2, 8, 8), passes=2),
+    "HiDream": Family("HiDream", _HIDREAM, (16, 8, 8), 48, 64, passes=2,
+                      extra={"conditioning_llama3": (1, 2, 8, 32)}),
     "OmniGen 2": Family("Omnigen2", _OMNIGEN, (16, 8, 8), masked=True),
     "Kandinsky 5": Family("Kandinsky5Image", _KANDINSKY, (16, 1, 8, 8), 48, 32),
-    "PixArt Sigma": Family("PixArtSigma", _PIXART, (4, 48, 48)),
+    "PixArt Sigma": Family("PixArtSigma", _PIXART, (4, 48, 48), passes=2),
     "AuraFlow": Family("AuraFlow", _AURA, (4, 8, 8)),
 }
 
