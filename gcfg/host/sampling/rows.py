@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import comfy.lora
 import comfy.model_management
 import torch
-from comfy.model_patcher import ModelPatcher
+from comfy.model_patcher import ModelPatcher, get_key_weight
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor, nn
 
-from ...nulltext.differences import Dense, held
+from ...nulltext.differences import Dense
 from ...nulltext.row_changes import NORMS, Added, LayerChange, additive
 from ...nulltext.rowwise import RowAdapter
 from .unmerged import NotRowwise, unmerged
@@ -39,7 +39,6 @@ class _Differences:
 
     def __init__(self, clone: ModelPatcher, owner: ModelPatcher):
         self.clone, self.owner = clone, owner
-        self.originals = clone.get_key_patches(NETWORK)
         self.common, self.added, self.removed = {}, {}, {}
         for key in dict.fromkeys([*clone.patches, *owner.patches]):
             ours, theirs = clone.patches.get(key, []), owner.patches.get(key, [])
@@ -58,12 +57,12 @@ class _Differences:
             before = layers.get(name, LayerChange())
             layers[name] = self._bias(key, before) if parameter == "bias" else self._weight(key, before)
         adapter = RowAdapter(layers, constants)
-        if adapter.nbytes > LARGEST * sum(held(entry[0][0]) for entry in self.originals.values()):
+        if adapter.nbytes > LARGEST * self.owner.model_size():
             raise NotRowwise("the change is about as large as the model")
         return adapter
 
     def _weight(self, key: str, change: LayerChange) -> LayerChange:
-        layer, original = self.clone.model.get_submodule(key.rpartition(".")[0]), self.originals[key][0][0]
+        layer, original = self.clone.model.get_submodule(key.rpartition(".")[0]), self.original(key)[0]
         if isinstance(layer, NORMS):
             return LayerChange(change.steps, self.difference(key), change.bias)
         if not _is_linear(layer) or len(original.shape) < 2:
@@ -98,12 +97,20 @@ class _Differences:
 
     def merged(self, patcher: ModelPatcher, key: str, patches: Sequence | None = None) -> Tensor:
         """A weight with a MODEL's patches as the host merges them, float32."""
-        weight, convert = self.originals[key][0]
+        weight, convert = self.original(key)
         device = comfy.model_management.get_torch_device()
-        whole = comfy.model_management.cast_to_device(weight, device, torch.float32, copy=True)
-        whole = convert(whole, inplace=True)
+        whole = convert(comfy.model_management.cast_to_device(weight, device, torch.float32, copy=True), inplace=True)
         patches = patcher.patches.get(key, []) if patches is None else patches
-        return comfy.lora.calculate_weight(list(patches), whole, key, original_weights=self.originals)
+        return comfy.lora.calculate_weight(list(patches), whole, key, original_weights={key: [(weight, convert)]})
+
+    def original(self, key: str) -> tuple[Tensor, Callable]:
+        """A weight as it was loaded, wherever the host keeps it while patches are merged, and what dequantizes it."""
+        weight, _, convert = get_key_weight(self.owner.model, key)
+        if key in self.owner.backup:
+            weight = self.owner.backup[key].weight
+        if key in self.owner.hook_backup:
+            weight = self.owner.hook_backup[key][0]
+        return weight, convert or (lambda weight, inplace: weight)
 
     def _constants(self) -> dict[str, Tensor]:
         """Outputs (C,) of cross-attentions that the clone switches off, by name; takes their patches out of the lists.

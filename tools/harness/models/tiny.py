@@ -105,7 +105,12 @@ def _unet(family, config: dict, seed: int, prediction: str, dtype: torch.dtype):
 
 
 def _patcher(config, seed: int, dtype: torch.dtype):
-    """Model and weights from a model config, wrapped as the host's loader wraps them."""
+    """Model and random weights from a model config."""
+    return loaded(config, None, dtype, seed)
+
+
+def loaded(config, weights: dict | None, dtype: torch.dtype, seed: int = 0):
+    """Model from a model config and weights, random ones if None, wrapped as the host's loader wraps them."""
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     cast = comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
@@ -114,7 +119,8 @@ def _patcher(config, seed: int, dtype: torch.dtype):
     wrapper = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     patcher = wrapper(model, load_device=load_device, offload_device=offload_device)
     assign = {"assign": patcher.is_dynamic()} if hasattr(patcher, "is_dynamic") else {}
-    model.load_model_weights(_weights(model.diffusion_model, seed), "", **assign)
+    weights = _weights(model.diffusion_model, seed) if weights is None else weights
+    model.load_model_weights(weights, "", **assign)
     return patcher
 
 
