@@ -20,8 +20,10 @@ def test_makes_an_image_and_says_where(host, tmp_path):
     result = run("--stock", "--output", tmp_path, COMFYUI_PATH=str(host))
     assert result.returncode == 0, result.stderr
     image = tmp_path / "stock.png"
-    assert str(image) in result.stdout
+    assert image.as_uri() in result.stdout
     assert Image.open(image).size == (64, 64)
+    again = run("--stock", "--output", tmp_path, COMFYUI_PATH=str(host))
+    assert again.returncode == 0 and "ready in" not in again.stdout and image.as_uri() in again.stdout
 
 
 @pytest.mark.server
@@ -37,7 +39,8 @@ def test_runs_a_shipped_workflow(host, tmp_path):
         (["--checkpoint", "x.safetensors"], {}, 2, "--models"),
         (["--unet", "x.safetensors"], {}, 2, "--checkpoint"),
         (["no_such_file.json"], {}, 2, "no_such_file.json"),
-        (["--stock"], {"COMFYUI_PATH": "no/such/host"}, 3, "COMFYUI_PATH"),
+        (["--output", __file__], {}, 2, "is no folder"),
+        (["--stock"], {"COMFYUI_PATH": "no/such/host"}, 2, "COMFYUI_PATH"),
     ],
 )
 def test_clear_errors(arguments, environment, code, says):
