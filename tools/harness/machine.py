@@ -64,8 +64,8 @@ def python_for(host: Path | None) -> Path:
     for python in (Path(sys.executable), *own, *portable, made):
         if python.is_file() and _has(python, needed):
             return python
-    print(f"making a Python environment in {cache() / 'env'}: minutes the first time, 6 GB with the CUDA build of "
-          "PyTorch\n(1.5 GB with its CPU build: let pip find that first, as PyTorch's own page of installation says)",
+    print(f"making a Python environment in {cache() / 'env'}: minutes the first time, 6.5 GB with the CUDA build of "
+          "PyTorch,\n2.5 GB with its CPU build (name PyTorch's index of CPU builds to pip in PIP_EXTRA_INDEX_URL)",
           flush=True)
     return environment.prepare(cache() / "env", host, quiet=not sys.stdout.isatty())
 

@@ -14,7 +14,7 @@ PROMPT = "smiling face with sunglasses"
 
 def are_here() -> bool:
     """True if their weights lie in the repository."""
-    return (SHIPPED / "base.safetensors").is_file()
+    return all((SHIPPED / f"{name}.safetensors").is_file() for name in ("base", "fine_tune", "concept", "lora"))
 
 
 def write(models: Path) -> ModelFiles:
