@@ -2,12 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import attention, guidance, insight, loaders, sampling, subjects, training
+from . import attention, grids, guidance, insight, loaders, recipes, sampling, subjects, training
 
 
 class GCFGExtension(ComfyExtension):
     """Every node of the pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*sampling.NODES, *guidance.NODES, *insight.NODES, *loaders.NODES, *training.NODES,
-                *attention.NODES, *subjects.NODES]
+        return [*sampling.NODES, *guidance.NODES, *recipes.NODES, *insight.NODES, *grids.NODES, *loaders.NODES,
+                *training.NODES, *attention.NODES, *subjects.NODES]

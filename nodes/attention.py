@@ -10,6 +10,7 @@ from nodes import common_ksampler
 from ..gcfg.attention.regions import blended, regions
 from ..gcfg.host.attention.regions import first_steps, word_maps, word_positions
 from ..gcfg.host.attention.shared import References, share_attention
+from .hosts import aliases
 from .sampling import MAX_SEED
 
 CATEGORY = "GCFG/attention"
@@ -25,6 +26,7 @@ class GCFGSharedAttention(io.ComfyNode):
             category=CATEGORY,
             description=("A model whose pictures look at reference pictures while they are made, by shared "
                          "self-attention (FreeCustom, arXiv 2405.13870). Put it on a Guidance to set its strength."),
+            **aliases("reference", "style", "consistent subject", "ip adapter", "style aligned"),
             inputs=[
                 io.Model.Input("model", tooltip="A U-Net (SD1.5, SDXL), SD3 or Flux model."),
                 io.Latent.Input("reference", tooltip=(
@@ -60,6 +62,7 @@ class GCFGRegionsFromPrompt(io.ComfyNode):
             description=("Finds where words of a prompt will lie in the picture, from the cross-attention of the first "
                          "steps, and gives a mask for each. Use the sampler's own seed and settings."),
             is_output_node=True,
+            **aliases("mask", "attention map", "region", "segment", "prompt"),
             inputs=[
                 io.Model.Input("model", tooltip="The base model (SD1.5, SDXL)."),
                 io.Clip.Input("clip", tooltip="The text encoder that encodes the prompt."),
@@ -120,6 +123,7 @@ class GCFGBlendMasks(io.ComfyNode):
             category=CATEGORY,
             description=("Masks that share a picture: soft edges, and where they overlap each gets its part, so that "
                          "two masked guidances never count twice."),
+            **aliases("mask", "region", "blend", "normalise"),
             inputs=[
                 io.Mask.Input("mask_1", tooltip="The first region."),
                 io.Mask.Input("mask_2", tooltip="The second region. It is brought to the size of the first."),

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..gcfg.guidance import Performance, Schedule, Shaping
 from ..gcfg.guidance.schedule import KINDS, parse_points
 from ..gcfg.host.sampling.chain import REFERENCES, Link
+from .hosts import aliases
 
 GuidanceSocket = io.Custom("GCFG_GUIDANCE")
 ScheduleSocket = io.Custom("GCFG_SCHEDULE")
@@ -17,9 +18,11 @@ class GCFGGuidance(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="GCFGGuidance",
-            display_name="Guidance",
+            display_name="GCFG Guidance",
             category="GCFG",
             description="One guidance: scale x (prediction - reference). Chain several; bypass one to drop it.",
+            **aliases("cfg", "lora", "negative", "composable", "AND", "AND_NOT", "perp neg", "autoguidance",
+                      "apg", "pag", "style", "prompt weight", "mask"),
             inputs=[
                 GuidanceSocket.Input("guidance", optional=True, tooltip="The chain of guidances so far."),
                 io.Model.Input("model", optional=True,
@@ -69,9 +72,10 @@ class GCFGSchedule(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="GCFGSchedule",
-            display_name="Guidance Schedule",
+            display_name="GCFG Guidance Schedule",
             category="GCFG",
             description="A factor on a guidance's scale over sampling progress, 0 (all noise) to 1 (done).",
+            **aliases("cfg schedule", "dynamic cfg", "guidance interval", "curve", "scheduled cfg"),
             inputs=[
                 io.Combo.Input("kind", options=list(KINDS), default="linear", tooltip=(
                     "constant: start_value throughout; linear, cosine, power: from start_value to end_value; "
@@ -99,9 +103,11 @@ class GCFGShaping(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="GCFGShaping",
-            display_name="Guidance Shaping",
+            display_name="GCFG Guidance Shaping",
             category="GCFG",
             description="Keeps a strong guidance from oversaturating. The defaults change nothing.",
+            **aliases("apg", "rescale cfg", "cfg zero", "zero star", "oversaturation", "burnt colours",
+                      "dynamic thresholding", "momentum"),
             inputs=[
                 io.Float.Input("parallel", default=1.0, min=-10.0, max=10.0, step=0.01, tooltip=(
                     "Factor on the part of the guidance along its prediction (APG, eta). 0 avoids oversaturation.")),
@@ -133,10 +139,11 @@ class GCFGPerformance(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="GCFGPerformance",
-            display_name="Guidance Performance",
+            display_name="GCFG Guidance Performance",
             category="GCFG",
             description=("Saves forward passes: guidances are evaluated on some steps and reused in between. The "
                          "unconditional prediction is always fresh."),
+            **aliases("faster", "speed", "skip steps", "cache", "adaptive guidance"),
             inputs=[
                 io.Int.Input("refresh_every", default=2, min=1, max=100, tooltip=(
                     "Evaluate guidances on every so-manieth step and reuse them in between. 1 reuses nothing.")),

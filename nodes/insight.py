@@ -1,17 +1,14 @@
 """Nodes that show what guidances do, and nodes that save building them by hand."""
 
-import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
-from nodes import common_ksampler
 
-from ..gcfg.guidance.trace_plot import plot
-from ..gcfg.host.sampling import grid
+from ..gcfg.guidance.trace_plot import MissingLibrary, plot
 from ..gcfg.host.sampling.methods import METHODS, Sockets, chain_for
 from ..gcfg.host.sampling.tracing import trace_of
 from .guidance import GuidanceSocket
-from .sampling import MAX_SEED, guidance_input, inputs_before_seed, performance_input, with_guidances
+from .hosts import aliases
 
 CATEGORY = "GCFG/insight"
 
@@ -21,11 +18,12 @@ class GCFGInspector(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="GCFGInspector",
-            display_name="Inspect Guidance",
+            display_name="GCFG Inspect Guidance",
             category=CATEGORY,
             description=("Shows what each guidance did in the last run: its size relative to the unconditional "
                          "prediction, the angle to the others, its scale, and the forward passes and time it took."),
             is_output_node=True,
+            **aliases("plot", "debug", "trace", "analyse", "csv", "cfg"),
             inputs=[
                 io.Guider.Input("guider", optional=True, tooltip=(
                     "The output of GCFG Guider, the same that goes into SamplerCustomAdvanced.")),
@@ -46,67 +44,11 @@ class GCFGInspector(io.ComfyNode):
         if (guider is None) == (model is None):
             raise ValueError("Connect either a guider or a model: the one that the sampler uses.")
         trace = trace_of(model if guider is None else guider)
-        image = torch.from_numpy(plot(trace)).float().div(255).unsqueeze(0)
+        try:
+            image = torch.from_numpy(plot(trace)).float().div(255).unsqueeze(0)
+        except MissingLibrary as missing:
+            return io.NodeOutput(ExecutionBlocker(str(missing)), trace.csv(), ui=ui.PreviewText(str(missing)))
         return io.NodeOutput(image, trace.csv(), ui=ui.PreviewImage(image, cls=cls))
-
-
-class GCFGScaleGrid(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="GCFGScaleGrid",
-            display_name="Scale Grid",
-            category=CATEGORY,
-            description=("Samples with every pair of a concept scale and a control scale, from the same noise: a row "
-                         "for each concept scale, a column for each control scale."),
-            is_output_node=True,
-            inputs=[
-                *inputs_before_seed(),
-                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
-                             tooltip="The random seed of the noise, the same in every cell."),
-                io.Int.Input("steps", default=25, min=1, max=10000, tooltip="The number of denoising steps."),
-                io.String.Input("concept_scales", default="0, 1, 1.5, 2.5", tooltip=(
-                    "Strengths of the concept guidance, separated by commas: one row each.")),
-                io.String.Input("control_scales", default="1, 2.5, 5", tooltip=(
-                    "Strengths of the text control, separated by commas: one column each.")),
-                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="dpmpp_2m",
-                               tooltip="The sampling algorithm."),
-                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="sgm_uniform",
-                               tooltip="How the noise level falls over the steps."),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
-                    "The amount of denoising; lower values keep the structure of the latent image.")),
-                guidance_input(),
-                io.Vae.Input("vae", optional=True, tooltip="Decodes the cells for the labelled grid."),
-                performance_input(),
-            ],
-            outputs=[
-                io.Latent.Output("latent", display_name="latent", tooltip="All cells as one batch, row by row."),
-                io.Image.Output("grid", display_name="grid", tooltip=(
-                    "The labelled grid, one for each latent image. Needs the vae.")),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, model, positive, negative, latent_image, seed, steps, concept_scales, control_scales,
-                sampler_name, scheduler, denoise, concept_model=None, guidance=(), vae=None,
-                performance=None) -> io.NodeOutput:
-        rows = grid.parse_scales(concept_scales, "concept_scales")
-        columns = grid.parse_scales(control_scales, "control_scales")
-        if concept_model is None and len(rows) > 1:
-            raise ValueError("Without a concept_model there is nothing for concept_scales to scale; connect one, or "
-                             "give a single number.")
-        progress, cells = grid.GridProgress(model, len(rows) * len(columns)), []
-        for concept_scale in rows:
-            guided = with_guidances(model, concept_model, concept_scale, guidance, performance)
-            for control_scale in columns:
-                cells.append(common_ksampler(
-                    progress.watched(guided, len(cells)), seed, steps, control_scale, sampler_name, scheduler, positive,
-                    negative, latent_image, denoise=denoise)[0])
-        latent = grid.joined(cells)
-        if vae is None:
-            return io.NodeOutput(latent, ExecutionBlocker("Connect a vae to Scale Grid for its grid output."))
-        image = grid.decoded(vae, latent, [f"concept {s:g}" for s in rows], [f"control {s:g}" for s in columns])
-        return io.NodeOutput(latent, image, ui=ui.PreviewImage(image, cls=cls))
 
 
 class GCFGPreset(io.ComfyNode):
@@ -114,10 +56,13 @@ class GCFGPreset(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="GCFGPreset",
-            display_name="Guidance Preset",
-            category=CATEGORY,
+            display_name="GCFG Guidance Preset",
+            category="GCFG",
             description=("A published method as a chain of guidances, for GCFG Guider. The help page says which one "
                          "to use when, and what it needs."),
+            **aliases("cfg", "negative", "composable", "AND", "perp neg", "autoguidance", "apg", "pag",
+                      "perturbed attention", "instruct pix2pix", "domain guidance", "personalization",
+                      "recipe"),
             inputs=[
                 GuidanceSocket.Input("guidance", optional=True, tooltip="A chain to append to."),
                 io.Combo.Input("preset", options=list(METHODS), default="CFG", tooltip="The method."),
@@ -154,4 +99,4 @@ class GCFGPreset(io.ComfyNode):
         return io.NodeOutput((*guidance, *chain_for(preset, sockets)))
 
 
-NODES = [GCFGInspector, GCFGScaleGrid, GCFGPreset]
+NODES = [GCFGInspector, GCFGPreset]

@@ -4,6 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..gcfg.host.concepts import concept, convert
 from ..gcfg.host.concepts import files as concept_files
+from .hosts import aliases, plain_errors
 
 concept_files.register_folder()
 
@@ -19,6 +20,8 @@ class GCFGLoadConceptModel(io.ComfyNode):
             category=CATEGORY,
             description=("Loads a concept model: the paper's null-text format, a fine-tuned UNet, a concept adapter, "
                          "or a concept saved as a stock UNet or LoRA."),
+            **aliases("lora", "unet", "concept", "null text", "dreambooth", "fine-tune", "personalization",
+                      "style"),
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The base model that the concept was made from. It gives the architecture; adapters are applied to "
@@ -41,6 +44,7 @@ class GCFGLoadConceptModel(io.ComfyNode):
         return concept_files.fingerprint(concept_name)
 
     @classmethod
+    @plain_errors
     def execute(cls, model, concept_name, strength) -> io.NodeOutput:
         path = concept_files.find(concept_name)
         return io.NodeOutput(*concept.load(model, path, concept_files.roots(), strength))
@@ -55,6 +59,7 @@ class GCFGConvertToNullText(io.ComfyNode):
             category=CATEGORY,
             description=("Replaces the cross-attention of a model by constants, measured on the empty prompt. The "
                          "result ignores all text and needs less memory; train it, or use it as a concept model."),
+            **aliases("concept", "null text", "unconditional", "fine-tune", "dreambooth"),
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The model to convert: a base to train from, or a fine-tuned model. It is not changed.")),
@@ -63,7 +68,8 @@ class GCFGConvertToNullText(io.ComfyNode):
                     "suits SDXL.")),
                 io.Int.Input("samples", default=8, min=1, max=256, tooltip=(
                     "How many random latents to measure on, at four noise levels each.")),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip=(
+                # False, not None: the frontend gives every INT called seed a "randomize" of its own.
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip=(
                     "Seed of the latents. The same seed gives the same model.")),
             ],
             outputs=[
@@ -75,6 +81,7 @@ class GCFGConvertToNullText(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, model, samples, seed, conditioning=None) -> io.NodeOutput:
         return io.NodeOutput(*convert.convert(model, conditioning, samples, seed))
 
@@ -89,6 +96,7 @@ class GCFGExtractConceptAdapter(io.ComfyNode):
             description=("Approximates a concept model by low-rank weights on its base: tens of megabytes, and "
                          "sampling from one copy of the weights. Lossy; adapters that are trained directly are "
                          "better."),
+            **aliases("lora", "extract lora", "low rank", "concept", "fine-tune", "dreambooth"),
             inputs=[
                 io.Model.Input("base_model", tooltip="The model that the concept was made from. It is not changed."),
                 io.Model.Input("concept_model", tooltip="The concept model, null-text or fully fine-tuned."),
@@ -108,6 +116,7 @@ class GCFGExtractConceptAdapter(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, base_model, concept_model, rank, target_error) -> io.NodeOutput:
         return io.NodeOutput(*convert.extract(base_model, concept_model, rank, target_error))
 
@@ -122,6 +131,7 @@ class GCFGSaveConceptModel(io.ComfyNode):
             description=("Saves a concept model: in its own format, or as a stock UNet or LoRA file that works without "
                          "this pack."),
             is_output_node=True,
+            **aliases("lora", "save lora", "save unet", "export", "concept"),
             inputs=[
                 io.Model.Input("model", tooltip="The concept model to save, with the LoRAs that are on it."),
                 io.String.Input("filename_prefix", default="concept_models/concept", tooltip=(
@@ -139,6 +149,7 @@ class GCFGSaveConceptModel(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, model, filename_prefix, dtype, format, base_model=None) -> io.NodeOutput:
         path = concept_files.save(model, filename_prefix, dtype, format, base_model)
         return io.NodeOutput(ui=ui.PreviewText(path))

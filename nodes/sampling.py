@@ -9,6 +9,7 @@ from ..gcfg.host.sampling.guider import Guider
 from ..gcfg.host.sampling.patch import apply
 from ..gcfg.host.sampling.sigmas import paper_sigmas
 from .guidance import GuidanceSocket, PerformanceSocket
+from .hosts import aliases
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
@@ -33,7 +34,11 @@ def sample(model, concept_model, positive, negative, latent_image, seed, steps, 
 
 def with_guidances(model, concept_model, concept_scale, guidance, performance):
     """The model with the concept guidance and the chain; itself if there is neither."""
-    links = concept_chain(concept_model, concept_scale, guidance)
+    return patched(model, concept_chain(concept_model, concept_scale, guidance), performance)
+
+
+def patched(model, links, performance):
+    """The model with a chain; itself if that is empty."""
     return apply(model, links, performance=performance) if links else model
 
 
@@ -82,6 +87,8 @@ class GCFGKSampler(io.ComfyNode):
             category="GCFG",
             description=("Samples a base model and a concept model together by generalized classifier-free guidance "
                          "(arXiv 2312.08195)."),
+            **aliases("cfg", "concept", "personalization", "dreambooth", "style", "lora", "two models",
+                      "multi guidance", "classifier-free guidance"),
             inputs=[
                 *inputs_before_seed(),
                 io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
@@ -111,6 +118,8 @@ class GCFGKSamplerAdvanced(io.ComfyNode):
             display_name="KSampler (GCFG, Advanced)",
             category="GCFG",
             description="KSampler (GCFG) over a part of the steps, with the leftover noise kept on request.",
+            **aliases("cfg", "concept", "personalization", "dreambooth", "style", "lora", "two models",
+                      "multi guidance"),
             inputs=[
                 *inputs_before_seed(),
                 io.Combo.Input("add_noise", options=["enable", "disable"],
@@ -147,6 +156,7 @@ class GCFGGuider(io.ComfyNode):
             display_name="GCFG Guider",
             category="GCFG",
             description="A chain of guidances as a GUIDER for SamplerCustomAdvanced.",
+            **aliases("cfg guider", "dual cfg", "multi cfg", "composable", "concept", "lora"),
             inputs=[
                 io.Model.Input("model", tooltip="The base model."),
                 io.Conditioning.Input("negative", tooltip="The unconditional conditioning: the baseline."),
@@ -172,6 +182,7 @@ class GCFGPatchModel(io.ComfyNode):
             category="GCFG",
             description=("Adds a chain of guidances to a model, for any sampler node. Its positive, negative and cfg "
                          "stay the first guidance."),
+            **aliases("model patch", "add guidance", "cfg", "any sampler", "concept", "lora"),
             inputs=[
                 io.Model.Input("model", tooltip="The base model."),
                 GuidanceSocket.Input("guidance", tooltip="The chain of guidances to add."),
@@ -193,6 +204,7 @@ class GCFGPaperSigmas(io.ComfyNode):
             display_name="GCFG Paper Sigmas",
             category="GCFG",
             description="The noise levels of the paper's code: evenly spaced whole training steps.",
+            **aliases("scheduler", "noise levels", "linspace", "reproduce", "official"),
             inputs=[
                 io.Model.Input("model", tooltip="The base model, whose noise schedule is meant."),
                 io.Int.Input("steps", default=25, min=1, max=1000, tooltip="The number of denoising steps."),

@@ -14,6 +14,7 @@ from ..gcfg.training import subject_settings
 from ..gcfg.training.subject_settings import SubjectSettings
 from ..gcfg.training.variants import Subject
 from ..gcfg.training.words import WordSettings
+from .hosts import aliases
 from .sampling import MAX_SEED
 
 CATEGORY = "GCFG/training"
@@ -30,6 +31,8 @@ class GCFGSubjectImages(io.ComfyNode):
             category=CATEGORY,
             description=("Three to five pictures of one thing, as many scaled, placed and captioned variants of them. "
                          "Encodes each once and keeps the latents on disk."),
+            **aliases("dataset", "few pictures", "dreambooth", "subject", "personalization", "textual
+                      inversion"),
             inputs=[
                 io.Vae.Input("vae", tooltip="The autoencoder of the base model."),
                 io.String.Input("folder", default="", tooltip=(
@@ -77,6 +80,8 @@ class GCFGTrainSubject(io.ComfyNode):
                          "arXiv 2405.17532): a new word, embedding:NAME, and weights that know it. Both become files "
                          "that ComfyUI reads without this pack."),
             is_output_node=True,
+            **aliases("dreambooth", "textual inversion", "custom diffusion", "lora", "fine-tune", "subject",
+                      "personalization", "class diffusion"),
             inputs=[
                 io.Model.Input("model", tooltip="The base model, SD1.5 or SDXL class. It is not changed."),
                 io.Clip.Input("clip", tooltip="The base's text encoder. It is not changed."),
@@ -149,6 +154,7 @@ class GCFGTuneWords(io.ComfyNode):
                          "one new word each, tuned against pictures of them whole, in parts and mixed. Train Subject "
                          "goes on from these words."),
             is_output_node=True,
+            **aliases("textual inversion", "embedding", "word", "subject", "personalization"),
             inputs=[
                 io.Clip.Input("clip", tooltip="The base's text encoder. It is not changed."),
                 io.ClipVision.Input("clip_vision", tooltip="The vision model of CLIP-L (ViT-L/14)."),

@@ -1,7 +1,5 @@
 """Nodes that train a concept model from a folder of pictures."""
 
-import inspect
-
 import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io, ui
@@ -12,6 +10,8 @@ from ..gcfg.host.training.preview import NodeWatch
 from ..gcfg.training import settings as choices
 from ..gcfg.training.data import Source
 from ..gcfg.training.settings import Settings
+from .hosts import advanced as folded
+from .hosts import aliases, plain_errors
 from .sampling import MAX_SEED
 
 CATEGORY = "GCFG/training"
@@ -20,10 +20,8 @@ DEFAULT = Settings()
 
 
 def advanced(kind: type, name: str, tooltip: str, **options):
-    """An optional input for those who know, folded away where the host can do that."""
-    if "advanced" in inspect.signature(kind.Input.__init__).parameters:
-        options["advanced"] = True
-    return kind.Input(name, default=getattr(DEFAULT, name), optional=True, tooltip=tooltip, **options)
+    """An optional setting for those who know."""
+    return kind.Input(name, default=getattr(DEFAULT, name), optional=True, tooltip=tooltip, **options, **folded(kind))
 
 
 class GCFGImageFolder(io.ComfyNode):
@@ -35,11 +33,12 @@ class GCFGImageFolder(io.ComfyNode):
             category=CATEGORY,
             description=("The pictures of a concept, without captions: finds them in a folder, encodes each once, and "
                          "keeps the latents on disk. Files that cannot be used are listed and skipped."),
+            **aliases("dataset", "training pictures", "load images", "fine-tune", "dreambooth", "lora"),
             inputs=[
                 io.Vae.Input("vae", tooltip="The autoencoder of the base model."),
                 io.String.Input("folder", default="", tooltip=(
-                    "A folder on the machine that runs ComfyUI; its sub-folders count. Some hundred pictures of one "
-                    "kind, without captions.")),
+                    "A folder on the machine that runs ComfyUI, or one below its input folder; its sub-folders count. "
+                    "Some hundred pictures of one kind, without captions.")),
                 io.Int.Input("resolution", default=DEFAULT.resolution, min=64, max=2048, step=64, tooltip=(
                     "Side of a square picture in pixels: 512 for SD1.5, 1024 for SDXL.")),
                 io.Combo.Input("crop", options=list(choices.CROPS), default=DEFAULT.crop, tooltip=(
@@ -60,9 +59,11 @@ class GCFGImageFolder(io.ComfyNode):
         return images.listing(folder)
 
     @classmethod
+    @plain_errors
     def execute(cls, vae, folder, resolution, crop, flip) -> io.NodeOutput:
         bar = comfy.utils.ProgressBar(1)
-        found = images.prepare(Source(folder, resolution, crop == "square", flip), vae, progress=bar.update_absolute)
+        source = Source(str(images.locate(folder)), resolution, crop == "square", flip)
+        found = images.prepare(source, vae, progress=bar.update_absolute)
         return io.NodeOutput(found, found.latents.report())
 
 
@@ -76,6 +77,8 @@ class GCFGTrainConceptModel(io.ComfyNode):
             description=("Trains a concept model on pictures alone (arXiv 2312.08195): a copy of the base whose "
                          "cross-attention is constant. Interrupt it whenever you like; queueing it again goes on."),
             is_output_node=True,
+            **aliases("fine-tune", "dreambooth", "train lora", "lora", "personalization", "style",
+                      "textual inversion"),
             inputs=[
                 io.Model.Input("model", tooltip="The base model, SD1.5 or SDXL class. It is not changed."),
                 io.Clip.Input("clip", tooltip="The base's text encoder, for the null text and the previews' prompt."),
@@ -97,7 +100,8 @@ class GCFGTrainConceptModel(io.ComfyNode):
                     "batch.")),
                 io.Boolean.Input("ema", default=DEFAULT.ema, tooltip=(
                     "Average the weights over many steps, which gives better pictures. The average is the result.")),
-                io.Int.Input("seed", default=DEFAULT.seed, min=0, max=MAX_SEED,
+                # False, not None: the frontend gives every INT called seed a "randomize" of its own.
+                io.Int.Input("seed", default=DEFAULT.seed, min=0, max=MAX_SEED, control_after_generate=False,
                              tooltip="Seed of noise, order and initial values. The same seed gives the same run."),
                 io.Int.Input("save_every", default=DEFAULT.save_every, min=1, max=1_000_000, tooltip=(
                     "Steps between saves. A crash costs at most that many; an interruption costs none.")),
@@ -145,11 +149,14 @@ class GCFGTrainConceptModel(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, model, clip, images, **values) -> io.NodeOutput:
         settings = Settings(**values)
-        made = training.train(model, clip, images, settings, NodeWatch(settings.target_steps))
+        watch = NodeWatch(settings.target_steps)
+        made = training.train(model, clip, images, settings, watch)
         comfy.model_management.throw_exception_if_processing_interrupted()
         loss = training.loss_image(made)
+        watch.finish(loss)
         return io.NodeOutput(made.model, loss, str(made.folder.path), ui=ui.PreviewImage(loss, cls=cls))
 
 

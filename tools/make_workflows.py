@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Write workflows/ from tools/workflow_graphs.py: API files, graphs for the frontend, and their thumbnails.
 
-    python tools/make_workflows.py [title ...]
+    python tools/make_workflows.py [title ...] [--results out]
 
-The real frontend of a ComfyUI (found as the tests find it) makes each graph out of its API file.
+``out`` is a folder of tools/try_in_comfyui.py: what workflows make then fills their thumbnails. The real frontend of
+a ComfyUI (found as the tests find it) makes each graph out of its API file.
 """
 
+import argparse
 import json
 import re
 import shutil
@@ -16,25 +18,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from PIL import Image
+from PIL import Image, ImageOps
 from workflow_graphs import WORKFLOWS
+from workflow_layout import MARGIN, TITLE, arrange, is_ours
 from workflow_parts import SOURCES, Workflow
 
 from harness.find import PACK, find_host
 from harness.server.browser import browse
 from harness.server.serve import serve
+from harness.workflow import provide_images
 
 HOST_VERSION = "0.3.64"  # the oldest ComfyUI that the workflows run on
 FOLDERS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models", "lora_name": "loras",
            "control_net_name": "controlnet", "concept_name": "concept_models"}
-WIDTHS = {"CheckpointLoaderSimple": 340, "UNETLoader": 340, "ControlNetLoader": 340, "LoraLoaderModelOnly": 340,
-          "GCFGLoadConceptModel": 340, "CLIPTextEncode": 340, "GCFGInspector": 460, "GCFGKSampler": 300,
-          "KSampler": 300}
-HEIGHTS = {"CLIPTextEncode": 110, "GCFGInspector": 400, "PreviewAny": 190, "SaveImage": 400, "LoadImage": 330}
-TITLE, GAP, MARGIN, HEADER = 30, 30, 20, 50
-BADGE = 45  # the Vue renderer draws the nodes of a pack so much taller than the classic one
-NOTE_HEIGHT = 105
-THUMBNAIL = 480
+THUMBNAIL, GROUND = (480, 480), "#1c1c1f"
+STRIP = 130
+"""Height of the graph below a result in a thumbnail."""
 
 
 def to_api(workflow: Workflow) -> dict:
@@ -55,44 +54,8 @@ def to_api(workflow: Workflow) -> dict:
     }
 
 
-def is_ours(node: dict) -> bool:
-    """Whether a node of a graph is one of this pack."""
-    return node["type"].startswith("GCFG")
-
-
-def arrange(graph: dict, workflow: Workflow) -> dict:
-    """Place the nodes in columns under a note, each column in a group."""
-    by_id = {str(node["id"]): node for node in graph["nodes"]}
-    left, bottom, number, groups = 0, 0, 0, []
-    for title, column in workflow.columns.items():
-        members = [by_id[str(number + k)] for k in range(1, len(column) + 1)]
-        number += len(column)
-        for node in members:
-            node["size"] = [max(node["size"][0], WIDTHS.get(node["type"], 0)),
-                            max(node["size"][1], HEIGHTS.get(node["type"], 0))]
-        width, top = max(node["size"][0] for node in members), HEADER + TITLE
-        for node in members:
-            node["pos"], node["size"][0] = [left + MARGIN, top], width
-            top += node["size"][1] + GAP + TITLE + (BADGE if is_ours(node) else 0)
-        height = top - TITLE - GAP + MARGIN
-        groups.append({"id": len(groups) + 1, "title": title, "bounding": [left, 0, width + 2 * MARGIN, height],
-                       "color": "#3f789e", "font_size": 24, "flags": {}})
-        left, bottom = left + width + 2 * MARGIN + GAP, max(bottom, height)
-    graph["groups"] = groups
-    graph["nodes"].append(_note(workflow.note, number + 1, left - GAP))
-    graph["last_node_id"] = number + 1
-    return graph
-
-
-def _note(text: str, number: int, width: float) -> dict:
-    size = [min(width, 900), NOTE_HEIGHT]
-    return {"id": number, "type": "MarkdownNote", "title": "About this workflow", "pos": [0, -NOTE_HEIGHT - GAP],
-            "size": size, "flags": {}, "order": 0, "mode": 0, "inputs": [], "outputs": [], "properties": {},
-            "widgets_values": [text], "color": "#432", "bgcolor": "#653"}
-
-
-def stamp(graph: dict, title: str, version: str) -> dict:
-    """Say which pack and version each node comes from, and where its model file can be had."""
+def stamp(graph: dict, workflow: Workflow, version: str) -> dict:
+    """Say which pack and version each node comes from, where its model file can be had, and what an app shows."""
     for node in graph["nodes"]:
         if node["type"] == "MarkdownNote":
             continue
@@ -102,15 +65,20 @@ def stamp(graph: dict, title: str, version: str) -> dict:
                   for name in node.get("widgets_values", []) if name in SOURCES]
         if models:
             node["properties"]["models"] = models
-    graph["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"gcfg/{title}"))
-    graph["extra"] = {}
+    graph["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"gcfg/{workflow.title}"))
+    if workflow.app:
+        numbers = {name: str(number) for number, name in enumerate(workflow.nodes(), start=1)}
+        graph["extra"] |= {"linearMode": True, "linearData": {
+            "inputs": [[numbers[node], widget] for node, widget in workflow.app.inputs],
+            "outputs": [numbers[node] for node in workflow.app.outputs]}}
     return graph
 
 
 def place_files(base: Path, host: Path) -> None:
-    """The host's example image, and an empty file for every model that a workflow names: the frontend offers them."""
+    """The host's example image or a drawn one, and an empty file for every model that a workflow names."""
     shutil.copytree(host / "input", base / "input")
     for workflow in WORKFLOWS:
+        provide_images(to_api(workflow), base / "input", 512)
         for node in workflow.nodes().values():
             for key, folder in FOLDERS.items():
                 if key in node.inputs:
@@ -119,26 +87,46 @@ def place_files(base: Path, host: Path) -> None:
                     path.touch()
 
 
-def write(frontend, workflow: Workflow, folder: Path, version: str) -> None:
-    """The API file, the graph and its thumbnail of one workflow."""
+def write(frontend, workflow: Workflow, folder: Path, version: str, results: Path | None) -> None:
+    """The API file, the graph and its thumbnail of one workflow.
+
+    Args:
+        results: a folder with what workflows make, ``<title>.png``, for their thumbnails.
+    """
     api = to_api(workflow)
     _dump(api, folder / "api" / f"{workflow.title}.json")
-    graph = stamp(arrange(frontend.from_api(api, workflow.title), workflow), workflow.title, version)
-    frontend.load(graph)
+    graph = stamp(arrange(frontend.from_api(api, workflow.title), workflow), workflow, version)
     _dump(graph, folder / f"{workflow.title}.json")
+    frontend.load({**graph, "extra": {**graph["extra"], "linearMode": False}})
     picture = folder / f"{workflow.title}.jpg"
     frontend.screenshot(picture, margin=MARGIN)
-    with Image.open(picture) as image:
-        image = image.crop(_filled(graph, *image.size))
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        image.save(picture, quality=88)
+    with Image.open(picture) as shot:
+        image = shot.crop(_filled(graph, *shot.size))
+    result = results and results / f"{workflow.title}.png"
+    thumbnail(image, Image.open(result) if result and result.is_file() else None).save(picture, quality=88)
+
+
+def thumbnail(graph: Image.Image, result: Image.Image | None) -> Image.Image:
+    """What a workflow makes, large, above its small graph; the graph alone where there is no result yet."""
+    width, height = THUMBNAIL
+    if result is None:
+        small = ImageOps.contain(graph, THUMBNAIL, Image.Resampling.LANCZOS)
+        return ImageOps.pad(small, (width, small.height), color=GROUND)
+    sheet = Image.new("RGB", THUMBNAIL, GROUND)
+    small = ImageOps.contain(graph, (width, STRIP), Image.Resampling.LANCZOS)
+    sheet.paste(small, ((width - small.width) // 2, height - STRIP + (STRIP - small.height) // 2))
+    how = Image.Resampling.LANCZOS if max(result.size) > height else Image.Resampling.BICUBIC
+    large = ImageOps.contain(result.convert("RGB"), (width, height - STRIP - 8), how)
+    sheet.paste(large, ((width - large.width) // 2, (height - STRIP - 8 - large.height) // 2))
+    return sheet
 
 
 def _filled(graph: dict, width: int, height: int) -> tuple[int, int, int, int]:
     """The part of a screenshot of this size that the graph fills, across or down, in the middle."""
-    boxes = [group["bounding"] for group in graph["groups"]]
-    across = max(left + wide for left, _, wide, _ in boxes)
-    down = max(tall for *_, tall in boxes) + NOTE_HEIGHT + GAP + TITLE
+    boxes = [node["pos"] + node["size"] for node in graph["nodes"]]
+    boxes += [group["bounding"] for group in graph["groups"]]
+    across = max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes)
+    down = max(y + h for _, y, _, h in boxes) - min(y for _, y, *_ in boxes) + TITLE
     scale = min((width - 2 * MARGIN) / across, (height - 2 * MARGIN) / down, 1)
     x, y = (max(0, round((full - size * scale) / 2) - MARGIN) for full, size in ((width, across), (height, down)))
     return x, y, width - x, height - y
@@ -149,7 +137,12 @@ def _dump(content: dict, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def main(titles: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write workflows/ from tools/workflow_graphs.py.")
+    parser.add_argument("titles", nargs="*", help="of the workflows to write; all without any")
+    parser.add_argument("--results", type=Path, help="folder with <title>.png, what the workflows make, for thumbnails")
+    options = parser.parse_args()
+    titles = options.titles
     version = re.search(r'^version = "(.+)"$', (PACK / "pyproject.toml").read_text(), re.MULTILINE)[1]
     chosen = [workflow for workflow in WORKFLOWS if not titles or workflow.title in titles]
     host = find_host()
@@ -157,9 +150,9 @@ def main(titles: list[str]) -> None:
         place_files(Path(base), host)
         with serve(host, Path(base)) as server, browse(server) as frontend:
             for workflow in chosen:
-                write(frontend, workflow, PACK / "workflows", version)
+                write(frontend, workflow, PACK / "workflows", version, options.results)
                 print(workflow.title)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

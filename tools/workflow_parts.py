@@ -12,10 +12,21 @@ class Node(NamedTuple):
     title: str = ""
 
 
+class App(NamedTuple):
+    """What a person sees of a workflow without its graph: inputs (node, widget) in their order, and nodes that show."""
+
+    inputs: list[tuple[str, str]]
+    outputs: list[str]
+
+
 class Workflow(NamedTuple):
+    """One shipped workflow; ``below`` names the column that begins a second row."""
+
     title: str
     note: str
     columns: dict[str, dict[str, Node]]
+    below: str = ""
+    app: App | None = None
 
     def nodes(self) -> dict[str, Node]:
         return {name: node for column in self.columns.values() for name, node in column.items()}
@@ -26,6 +37,7 @@ CONCEPT = "concept_faces.safetensors"
 ADAPTER = "concept_faces_adapter.safetensors"
 TUNED = "faces_fine_tuned.safetensors"
 LORA = "faces_lora.safetensors"
+STYLE = "watercolour style, soft washes of paint on paper"
 RUN = "faces/faces.safetensors"
 SUBJECT, SECOND_SUBJECT = "my_dog.safetensors", "my_cat.safetensors"
 CONTROLNET = "control_v11p_sd15_canny_fp16.safetensors"
@@ -38,7 +50,7 @@ SOURCES = {
 }
 
 GLASSES = "a photo of a person wearing glasses"
-OFFICIAL = {"steps": 25, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+OFFICIAL = {"steps": 25, "sampler_name": "dpmpp_2m", "scheduler": "sgm_uniform"}
 
 
 def checkpoint() -> Node:
@@ -74,13 +86,56 @@ def guidance(title: str, scale: float, **inputs) -> Node:
 
 def sampler(**inputs) -> Node:
     settings = {"model": ("base", 0), "positive": ("control", 0), "negative": ("null", 0), "latent_image": ("size", 0),
-                "seed": 2312, "concept_scale": 2.5, "control_scale": 2.5, "denoise": 1.0, **OFFICIAL}
+                "seed": 2312, "concept_scale": 1.5, "control_scale": 2.5, "denoise": 1.0, **OFFICIAL}
     return Node("GCFGKSampler", settings | inputs)
+
+
+def several(kind: str, **inputs) -> Node:
+    """A node that samples several times as KSampler (GCFG) does once, with a concept model and the autoencoder."""
+    settings = {"model": ("base", 0), "concept_model": ("concept", 0), "positive": ("control", 0),
+                "negative": ("null", 0), "latent_image": ("size", 0), "seed": 2312, "denoise": 1.0, "vae": ("base", 2)}
+    return Node(kind, settings | OFFICIAL | inputs)
+
+
+def stack(*rows: tuple) -> Node:
+    """GCFG Guidance Stack; a row is conditioning, scale, start_percent, end_percent."""
+    inputs: dict = {"guidances": str(len(rows))}
+    for number, (conditioning, scale, start, end) in enumerate(rows, 1):
+        row = {"conditioning": conditioning, "on": True, "scale": scale, "start_percent": start, "end_percent": end}
+        inputs |= {f"guidances.{name}_{number}": value for name, value in row.items()}
+    return Node("GCFGGuidanceStack", inputs)
+
+
+def guider(chain: tuple) -> Node:
+    return Node("GCFGGuider", {"model": ("base", 0), "negative": ("null", 0), "guidance": chain})
+
+
+def noise_and_levels(scheduler: str = "sgm_uniform") -> dict[str, Node]:
+    """Noise, sampler and noise levels for ``custom_sampler``."""
+    levels = {"model": ("base", 0), "scheduler": scheduler, "steps": 25, "denoise": 1.0}
+    return {"noise": Node("RandomNoise", {"noise_seed": 2312}),
+            "method": Node("KSamplerSelect", {"sampler_name": "dpmpp_2m"}),
+            "sigmas": Node("BasicScheduler", levels)}
+
+
+def settings(chain: tuple, scheduler: str = "sgm_uniform") -> dict[str, Node]:
+    """A guider of a chain and the rest that ``custom_sampler`` needs."""
+    return {"guider": guider(chain), **noise_and_levels(scheduler)}
+
+
+def custom_sampler() -> Node:
+    return Node("SamplerCustomAdvanced", {
+        "noise": ("noise", 0), "guider": ("guider", 0), "sampler": ("method", 0), "sigmas": ("sigmas", 0),
+        "latent_image": ("size", 0)})
+
+
+def save(prefix: str, picture: tuple) -> Node:
+    return Node("SaveImage", {"images": picture, "filename_prefix": f"gcfg/{prefix}"})
 
 
 def images(prefix: str, latent: tuple = ("sampler", 0)) -> dict[str, Node]:
     return {"decode": Node("VAEDecode", {"samples": latent, "vae": ("base", 2)}),
-            "save": Node("SaveImage", {"images": ("decode", 0), "filename_prefix": f"gcfg/{prefix}"})}
+            "save": save(prefix, ("decode", 0))}
 
 
 def training(**inputs) -> Node:
@@ -120,6 +175,11 @@ def class_guided(**inputs) -> Node:
 
 def lora(name: str, title: str) -> Node:
     return Node("LoraLoaderModelOnly", {"model": ("base", 0), "lora_name": name, "strength_model": 1.0}, title)
+
+
+def numbered(workflows: list[Workflow]) -> list[Workflow]:
+    """The workflows with their place in the reading order in front of their titles."""
+    return [workflow._replace(title=f"{number:02} {workflow.title}") for number, workflow in enumerate(workflows, 1)]
 
 
 def prompts(text: str = GLASSES) -> dict[str, Node]:

@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST
 from comfy.patcher_extension import WrappersMP
 
+from ..nulltext.attention import is_null_text
 from . import KEY
 
 
@@ -94,6 +95,19 @@ def check_conditioning(patcher: ModelPatcher, conditioning: list, label: str) ->
         if isinstance(width, int) and cross_attn is not None and cross_attn.shape[-1] != width:
             raise ValueError(f"{label}: its conditioning is {cross_attn.shape[-1]} wide, but {describe(patcher)} reads "
                              f"{width}; encode the prompt with the text encoder that belongs to this model.")
+
+
+def check_shared_text(base: ModelPatcher, other: ModelPatcher, label: str) -> None:
+    """Refuse a second MODEL that would read the sampler's own conditioning and cannot (ValueError).
+
+    That conditioning fits the base. A null-text model reads none.
+    """
+    width, read = (p.model.model_config.unet_config.get("context_dim") for p in (base, other))
+    fits = width == read or not isinstance(width, int) or not isinstance(read, int)
+    if not fits and not is_null_text(other.model.diffusion_model):
+        raise ValueError(f"{label}: its conditioning is {width} wide, but {describe(other)} reads {read}. It is the "
+                         "sampler's own, of the base's text encoder: choose a model of the base's family, or connect a "
+                         "conditioning from the text encoder that belongs to this model.")
 
 
 def latent_space(patcher: ModelPatcher) -> tuple:

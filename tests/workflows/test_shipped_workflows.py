@@ -76,6 +76,58 @@ def test_note_says_in_three_lines_what_it_does_and_what_to_load(title):
 
 
 @pytest.mark.parametrize("title", TITLES)
+def test_groups_hold_their_nodes(title):
+    groups = [group["bounding"] for group in graph(title)["groups"]]
+    for node in graph(title)["nodes"]:
+        if node["type"] != "MarkdownNote":
+            (x, y), (w, h) = node["pos"], node["size"]
+            badge = 45 if node["type"].startswith("GCFG") else 0
+            holders = [g for g in groups if g[0] < x and g[1] < y - 30 and x + w < g[0] + g[2]
+                       and y + h + badge < g[1] + g[3]]
+            assert len(holders) == 1, node["type"]
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_no_wire_passes_behind_a_node(title):
+    """A wire goes from its node to the next column, or by reroutes in the gaps and above the rows."""
+    content = graph(title)
+    nodes = {node["id"]: node for node in content["nodes"]}
+    boxes = [(*node["pos"], *node["size"]) for node in nodes.values() if node["type"] != "MarkdownNote"]
+    reroutes = {entry["id"]: entry for entry in content["extra"].get("reroutes", [])}
+    ends = {entry["id"]: entry["parentId"] for entry in content["extra"].get("linkExtensions", [])}
+    for number, source, _, target, *_ in content["links"]:
+        corners, last = [], reroutes.get(ends.get(number))
+        while last:
+            corners.insert(0, last["pos"])
+            assert number in last["linkIds"]
+            last = reroutes.get(last.get("parentId"))
+        begin = [nodes[source]["pos"][0] + nodes[source]["size"][0], nodes[source]["pos"][1]]
+        stops = [begin, *corners, nodes[target]["pos"]]
+        for (x1, y1), (x2, y2) in zip(stops, stops[1:], strict=False):
+            left, right = sorted((x1, x2))
+            for x, y, w, h in boxes:
+                between = left < x and x + w < right
+                assert not between or (y1 == y2 and not y - 30 < y1 < y + h), (title, number)
+
+
+def test_titles_are_numbered_and_all_in_the_readme():
+    readme = (PACK / "README.md").read_text()
+    assert [int(title[:2]) for title in TITLES] == list(range(1, len(TITLES) + 1))
+    assert [title for title in TITLES if f"| {title} |" not in readme] == []
+
+
+def test_apps_name_widgets_and_nodes_that_are_there():
+    apps = [title for title in TITLES if "App - " in title]
+    assert len(apps) == 3
+    for title in apps:
+        api, extra = json.loads((FOLDER / "api" / f"{title}.json").read_text()), graph(title)["extra"]
+        assert extra["linearMode"] is True
+        for node, widget in extra["linearData"]["inputs"]:
+            assert not isinstance(api[node]["inputs"][widget], list)
+        assert {api[node]["class_type"] for node in extra["linearData"]["outputs"]} == {"SaveImage"}
+
+
+@pytest.mark.parametrize("title", TITLES)
 def test_nodes_do_not_overlap_and_read_left_to_right(title):
     nodes = {node["id"]: node for node in graph(title)["nodes"]}
     boxes = [(*node["pos"], *node["size"], 45 if node["type"].startswith("GCFG") else 0) for node in nodes.values()]
@@ -84,4 +136,5 @@ def test_nodes_do_not_overlap_and_read_left_to_right(title):
             beside = x + w <= x2 or x2 + w2 <= x
             assert beside or y + h + badge <= y2 - 30 or y2 + h2 + badge2 <= y - 30
     for _, source, _, target, *_ in graph(title)["links"]:
-        assert nodes[source]["pos"][0] <= nodes[target]["pos"][0]
+        (x, y), (x2, y2) = nodes[source]["pos"], nodes[target]["pos"]
+        assert x <= x2 or y < y2 - 300  # or in the second row

@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...guidance import BASE, UNCONDITIONAL, Guidance, Performance, Prediction, Recipe, Schedule, Shaping
 from ...guidance.trace import Trace
-from ..models import check_acts, check_conditioning, check_mixable
+from ..models import check_acts, check_conditioning, check_mixable, check_shared_text
 
 POSITIVE = "positive"
 """Name of the conditioning that the host's own sampler guides towards."""
@@ -136,6 +136,8 @@ class _Compiler:
             check_acts(self.base, patcher, label)
         if conditioning is not None:
             check_conditioning(patcher, conditioning, label)
+        else:
+            check_shared_text(self.base, patcher, label)
         text = UNCONDITIONAL if conditioning is None else self._conditioning(conditioning)
         return Prediction(self._model(patcher), text)
 

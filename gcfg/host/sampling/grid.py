@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...guidance.trace_plot import BACKGROUND, INK
 from .. import KEY
+from ..previews import picture_of, show_result
 
 MOST_CELLS = 400
 
@@ -50,6 +51,11 @@ class GridProgress:
         clone = model.clone()
         clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self._wrapper(cell))
         return clone
+
+    def finish(self, images: Tensor) -> None:
+        """Leave the finished grids (B, H, W, 3) on the node, where live previews are on."""
+        if self.previewer is not None:
+            show_result(self.bar, picture_of(images))
 
     def _wrapper(self, cell: int):
         def report(step, x0, x, total_steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,11 +50,26 @@ def prepare(source: data.Source, vae, folder: str | Path | None = None,
     return ConceptImages(source, data.cache(source, place, fingerprint(vae.get_sd()), encode, watched), vae)
 
 
+def locate(folder: str) -> Path:
+    """The absolute path of a folder that a node names; a relative one lies below the host's input folder.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not folder.strip():
+        raise ValueError("no folder is named; give the folder with the pictures of your concept.")
+    path = (Path(folder_paths.get_input_directory()) / Path(folder.strip()).expanduser()).resolve()
+    if not path.is_dir():
+        raise ValueError(f"there is no folder '{path}'; give the folder with the pictures of your concept: an absolute "
+                         "path on the machine that runs ComfyUI, or one below its input folder.")
+    return path
+
+
 def listing(folder: str) -> str:
-    """Changes when a file of the folder does."""
-    root, digest = Path(folder).expanduser(), hashlib.sha256(folder.encode())
-    if folder.strip() and root.is_dir():
-        for path in sorted(root.rglob("*")):
+    """Changes when a file of the folder that a node names does."""
+    digest = hashlib.sha256(folder.encode())
+    with contextlib.suppress(ValueError):
+        for path in sorted(locate(folder).rglob("*")):
             if path.is_file():
                 state = path.stat()
                 digest.update(repr((str(path), state.st_size, state.st_mtime_ns)).encode())

@@ -10,10 +10,12 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from PIL import Image
+from torch import Tensor
 
 from ...training.folder import RunFolder
 from ...training.settings import Settings
 from ...training.task import Watch, is_out_of_memory
+from ..previews import picture_of, show_result
 from ..sampling.chain import Link
 from ..sampling.patch import apply
 from .network import PIXELS
@@ -29,7 +31,7 @@ class NodeWatch(Watch):
     """A run in a node: the host's interruption, its progress bar, its live preview."""
 
     def __init__(self, steps: int):
-        self.bar = comfy.utils.ProgressBar(steps)
+        self.bar, self.shown = comfy.utils.ProgressBar(steps), None
 
     def interrupted(self) -> bool:
         return comfy.model_management.processing_interrupted()
@@ -38,7 +40,17 @@ class NodeWatch(Watch):
         self.bar.update_absolute(step, steps)
 
     def show(self, step: int, steps: int, picture: Image.Image) -> None:
+        self.shown = picture
         self.bar.update_absolute(step, steps, ("JPEG", picture, 512))
+
+    def finish(self, curve: Tensor) -> None:
+        """Leave the curve (1, H, W, 3) of the run on the node, its newest preview above it."""
+        picture = picture_of(curve)
+        if self.shown is not None:
+            above = self.shown.resize((picture.width, round(picture.width * self.shown.height / self.shown.width)))
+            picture = picture.crop((0, -above.height, *picture.size))
+            picture.paste(above)
+        show_result(self.bar, picture)
 
 
 class Preview(Watch):

@@ -87,6 +87,13 @@ def test_features_are_the_mean_of_what_attn2_gives(tiny, base):
     assert not base.model.diffusion_model.input_blocks[1][1].transformer_blocks[0].attn2._forward_hooks
 
 
+def test_conversion_shows_its_progress(base, monkeypatch):
+    seen = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total)))
+    convert.convert(base, None, latents=8, size=8)
+    assert seen[0] == (1, 8) and seen[-1] == (8, 8)
+
+
 def test_seed_and_conditioning_matter_and_are_told(tiny, base):
     model, table = converted(base, tiny.conditioning(5), seed=7)
     told = model.attachments[concept.CONCEPT].provenance

@@ -10,7 +10,6 @@ import torch
 from gcfg_pack.gcfg.host.concepts import concept, convert
 from gcfg_pack.gcfg.host.concepts import files as concept_files
 from gcfg_pack.gcfg.nulltext import attention, checkpoint
-from gcfg_pack.gcfg.nulltext.checkpoint import CheckpointError
 from gcfg_pack.nodes import loaders
 from harness.find import PACK
 from harness.models.concepts import same, sample, weights_of, written
@@ -121,7 +120,7 @@ def test_nodes_end_to_end(models, base, tiny, text):
     assert loaders.GCFGLoadConceptModel.fingerprint_inputs(concept_name=name) != before
     os.unlink(saved[0])
     folder_paths.filename_list_cache.clear()
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(ValueError, match="no such file"):
         loaders.GCFGLoadConceptModel.execute(base, name, 1.0)
 
 
@@ -147,7 +146,7 @@ def test_hostile_files_through_the_node(models, base, null_text, tmp_path):
     torch.save({"conv_in.weight": Evil()}, models / "evil.bin")
     for name, words in (("link.safetensors", "leads out of the model folders"), ("cut.safetensors", "broken"),
                         ("evil.bin", "refused")):
-        with pytest.raises(CheckpointError, match=words):
+        with pytest.raises(ValueError, match=words):
             loaders.GCFGLoadConceptModel.execute(base, name, 1.0)
     assert not (tmp_path / "executed").exists()
     with pytest.raises(Exception, match="(?i)outside the output folder"):
@@ -164,3 +163,9 @@ def test_schemas_explain_everything():
         help_page = (PACK / "web" / "docs" / f"{node.__name__}.md").read_text()
         assert help_page.startswith(f"# {schema.display_name}\n")
         assert all(f"**{item.id}**" in help_page for item in schema.inputs)
+
+
+def test_an_error_names_no_class_of_the_pack(models, base):
+    with pytest.raises(ValueError, match="no such file in models") as refused:
+        loaders.GCFGLoadConceptModel.execute(base, "gone.safetensors", 1.0)
+    assert refused.type is ValueError

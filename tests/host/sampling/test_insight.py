@@ -17,8 +17,9 @@ from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.guider import Guider
 from gcfg_pack.gcfg.host.sampling.patch import apply
 from gcfg_pack.gcfg.host.sampling.tracing import trace_of
+from gcfg_pack.nodes.grids import GCFGScaleGrid
 from gcfg_pack.nodes.guidance import GCFGGuidance
-from gcfg_pack.nodes.insight import GCFGInspector, GCFGScaleGrid
+from gcfg_pack.nodes.insight import GCFGInspector
 from harness.sampling import counted, gcfg, guided, stock
 
 STEPS = 4
@@ -138,7 +139,7 @@ def test_what_the_inspector_refuses(tiny, base, concept, prompts):
             inspect(**sockets)
 
 
-def test_without_matplotlib_only_the_inspector_complains(tiny, base, concept, prompts, monkeypatch):
+def test_without_matplotlib_the_numbers_are_there_and_a_note(tiny, base, concept, prompts, monkeypatch):
     positive, negative, _ = prompts
     real = builtins.__import__
 
@@ -149,9 +150,11 @@ def test_without_matplotlib_only_the_inspector_complains(tiny, base, concept, pr
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     patched = apply(base, [Link(model=concept)])
     stock(patched, positive, negative, tiny.latent())
-    with pytest.raises(RuntimeError, match="pip install matplotlib"):
-        inspect(model=patched)
-    assert trace_of(patched).csv()
+    result = GCFGInspector.execute(tiny.latent(), model=patched)
+    blocked, text = result.args
+    assert isinstance(blocked, ExecutionBlocker) and "pip install matplotlib" in blocked.message
+    assert text == trace_of(patched).csv() and text.count("\n") > STEPS
+    assert "pip install matplotlib" in result.ui.as_dict()["text"][0]
 
 
 def test_a_guidance_has_the_name_that_it_is_given(tiny, prompts):
@@ -193,6 +196,20 @@ def test_one_progress_bar_with_previews(tiny, base, concept, prompts, monkeypatc
     scale_grid(base, positive, negative, tiny.latent(), concept_model=concept)
     assert [(value, total) for value, total, _ in seen] == [(i, 6 * STEPS) for i in range(1, 6 * STEPS + 1)]
     assert all(preview is not None for _, _, preview in seen)
+
+
+@pytest.mark.parametrize("method", ["Latent2RGB", "NoPreviews"])
+def test_the_finished_grid_is_the_last_preview(tiny, base, prompts, monkeypatch, method):
+    """Frontends go on showing the last preview: without previews none is sent, and they show the result."""
+    positive, negative, _ = prompts
+    seen = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: seen.append(preview))
+    monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod[method])
+    image = scale_grid(base, positive, negative, tiny.latent(), "0", "1, 2", vae=Vae()).args[1]
+    shown = [preview for preview in seen if preview is not None]
+    assert bool(shown) == (method == "Latent2RGB")
+    if shown:
+        assert shown[-1][1].size == (image.shape[2], image.shape[1]) and shown[-1][2] >= max(shown[-1][1].size)
 
 
 def test_models_share_batches_in_a_grid_as_in_a_single_run(tiny, base, prompts):

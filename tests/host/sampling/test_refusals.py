@@ -4,6 +4,7 @@ import pytest
 import torch
 from comfy_extras import nodes_custom_sampler as custom
 
+from gcfg_pack.gcfg.host.concepts.convert import convert
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.guider import Guider
 from gcfg_pack.gcfg.host.sampling.patch import apply
@@ -81,3 +82,21 @@ def test_a_refused_run_leaves_the_models_usable(tiny, base, concept):
     with pytest.raises(ValueError):
         Guider(base, negative, [Link(model=tiny.sdxl(1))])
     assert torch.equal(stock(base, positive, negative, tiny.latent()), before)
+
+
+def test_a_base_of_other_text_but_equal_latents(tiny, base):
+    """SD2 beside SD1.5: the sampler's own conditioning fits one of them only."""
+    other = tiny.sd2(1)
+    message = r"Concept: its conditioning is 768 wide, but SD20 .* reads 1024.* choose a model of the base's family"
+    with counted(base, other) as calls, pytest.raises(ValueError, match=message):
+        gcfg(base, tiny.conditioning(1), tiny.conditioning(2), tiny.latent(), other)
+    assert not calls
+    own = Link(model=other, conditioning=tiny.conditioning(3, width=1024))
+    text = [tiny.conditioning(seed) for seed in (1, 2)]
+    assert torch.isfinite(stock(apply(base, [own]), *text, tiny.latent())).all()
+
+
+def test_a_null_text_model_of_other_text(tiny, base):
+    """It reads no text: what its base would read does not matter."""
+    concept, _ = convert(tiny.sd2(1), tiny.conditioning(3, width=1024), latents=1, size=8)
+    assert torch.isfinite(gcfg(base, tiny.conditioning(1), tiny.conditioning(2), tiny.latent(), concept)).all()

@@ -28,9 +28,9 @@ def test_makes_an_image_and_says_where(host, tmp_path):
 
 @pytest.mark.server
 def test_runs_a_shipped_workflow(host, tmp_path):
-    result = run(PACK / "workflows" / "api" / "Concept Adapter.json", "--output", tmp_path, COMFYUI_PATH=str(host))
+    result = run(PACK / "workflows" / "api" / "03 Concept Adapter.json", "--output", tmp_path, COMFYUI_PATH=str(host))
     assert result.returncode == 0, result.stderr
-    assert Image.open(tmp_path / "Concept Adapter.png").size == (64, 64)
+    assert Image.open(tmp_path / "03 Concept Adapter.png").size == (64, 64)
 
 
 @pytest.mark.parametrize(

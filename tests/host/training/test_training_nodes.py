@@ -1,6 +1,7 @@
 """The two nodes, in process and through a server."""
 
 import comfy.model_management
+import comfy.utils
 import folder_paths
 import pytest
 import torch
@@ -46,6 +47,35 @@ def test_changed_folder_runs_again(tmp_path, pictures):
     assert GCFGImageFolder.fingerprint_inputs("") != before
 
 
+def test_a_folder_below_the_input_folder(tmp_path, output, monkeypatch):
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
+    draw_pictures(tmp_path / "input" / "faces", 2)
+    images, _ = GCFGImageFolder.execute(Vae(), "faces", 64, "square", False).args
+    assert len(images.latents.found) == 2
+    draw_pictures(tmp_path / "input" / "faces", 3)
+    assert GCFGImageFolder.fingerprint_inputs("faces") != GCFGImageFolder.fingerprint_inputs("cats")
+    with pytest.raises(ValueError, match=f"there is no folder '{tmp_path / 'input' / 'cats'}'"):
+        GCFGImageFolder.execute(Vae(), "cats", 64, "square", False)
+    with pytest.raises(ValueError, match="no folder is named"):
+        GCFGImageFolder.execute(Vae(), " ", 64, "square", False)
+
+
+def test_the_curve_is_the_last_preview(base, pictures, monkeypatch):
+    """Frontends go on showing the last preview: the curve of the run below its newest pictures."""
+    seen = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: seen.append(preview))
+    train(base, pictures[0], target_steps=2, preview_every=2, preview_steps=1)
+    pictures_, last = [preview[1] for preview in seen if preview is not None][-2:]
+    assert last.width == 768 and last.height == 432 + round(768 * pictures_.height / pictures_.width)
+
+
+def test_an_error_names_no_class_of_the_pack(base, pictures):
+    train(base, pictures[0], target_steps=1)
+    with pytest.raises(ValueError, match="rank was 4, now 8") as refused:
+        train(base, pictures[0], rank=8)
+    assert refused.type is ValueError
+
+
 def test_outputs(base, pictures, output, tiny):
     model, loss, folder = train(base, pictures[0])
     assert folder == str(output / "a") and loss.shape == (1, 432, 768, 3)
@@ -73,12 +103,6 @@ def test_interrupted_and_queued_again_is_to_the_bit_the_same(base, pictures, out
     ours, theirs = (state.latest(output / name / "states").tensors() for name in ("whole", "parts"))
     assert all(torch.equal(ours[key].nan_to_num(), theirs[key].nan_to_num()) for key in ours)
     assert (output / "whole" / "loss.csv").read_text() == (output / "parts" / "loss.csv").read_text()
-
-
-def test_settings_that_do_not_fit_the_run(base, pictures):
-    train(base, pictures[0], target_steps=1)
-    with pytest.raises(ValueError, match="rank was 4, now 8"):
-        train(base, pictures[0], rank=8)
 
 
 @pytest.mark.server

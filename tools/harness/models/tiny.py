@@ -46,6 +46,12 @@ def sd15(seed: int = 0, prediction: str = "eps", dtype: torch.dtype = torch.floa
     return _unet(comfy.supported_models.SD15, _SD15 | {"in_channels": channels}, seed, prediction, dtype)
 
 
+def sd2(seed: int = 0):
+    """A Stable Diffusion 2 class ``ModelPatcher`` (eps): the latents of ``sd15``, text width 1024."""
+    config = _SD15 | {"model_channels": 64, "context_dim": 1024, "use_linear_in_transformer": True}
+    return _unet(comfy.supported_models.SD20, config, seed, "eps", torch.float32)
+
+
 def sdxl(seed: int = 0, prediction: str = "eps", dtype: torch.dtype = torch.float32):
     """An SDXL class ``ModelPatcher`` of 3 M weights: text width 2048, pooled output 1280."""
     return _unet(comfy.supported_models.SDXL, _SDXL, seed, prediction, dtype)

@@ -16,7 +16,9 @@ _BARE = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy
 _SHOW_IMAGES = ["SaveImage", "PreviewImage", "LoadImage", "LoadImageMask"]
 _SHOW_TEXT = ["CLIPTextEncode"]
 
-_READY = "() => window.app?.vueAppReady && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"
+# The frontend opens a graph of its own once it is there; before that, one that is opened would be replaced by it.
+_READY = """() => window.app?.vueAppReady && (app.graph?.nodes ?? app.graph?._nodes ?? []).length > 0
+    && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"""
 
 _MISSING = """() => {
     const missing = new Set()
@@ -51,6 +53,13 @@ _FROM_API = """async ([workflow, name, spacing, roomy, wordy]) => {
     }
     app.graph.arrange(spacing)
     return app.graph.serialize()
+}"""
+
+_SHOWN = """async (id) => {
+    const node = app.graph.getNodeById(id)
+    const element = document.querySelector(`[data-node-id="${id}"]`)
+    const images = element ? [...element.querySelectorAll('img')] : node.imgs ?? []
+    return images.map((image) => [image.naturalWidth, image.naturalHeight, image.src.split(':')[0]])
 }"""
 
 _SET_INPUTS = """(workflow) => {
@@ -112,7 +121,7 @@ class Frontend:
         settings |= {"Comfy.Workflow.ShowMissingModelsWarning": False, **_BARE}
         self.server.request("/api/settings", settings)
         self.page.goto(self.server.url)
-        self.page.wait_for_function(_READY, timeout=90_000)
+        self.page.wait_for_function(_READY, timeout=240_000)
 
     def load(self, workflow: dict) -> None:
         """Open a workflow in UI format."""
@@ -121,6 +130,14 @@ class Frontend:
     def from_api(self, workflow: dict, name: str = "workflow", spacing: int = 60) -> dict:
         """Open a workflow in API format, arrange its nodes, and return it in UI format with fixed seeds."""
         return self.page.evaluate(_FROM_API, [workflow, name, spacing, _SHOW_IMAGES, _SHOW_TEXT])
+
+    def place(self, workflow: dict, name: str = "workflow") -> None:
+        """Open a workflow in API format as if its nodes were placed by hand: what it does not say is the default."""
+        self.page.evaluate("([workflow, name]) => app.loadApiJson(workflow, name)", [workflow, name])
+
+    def shown(self, node: int) -> list[list]:
+        """Width, height and scheme of the source of every picture that a node shows."""
+        return self.page.evaluate(_SHOWN, node)
 
     def graph(self) -> dict:
         """The open workflow in UI format."""

@@ -2,6 +2,7 @@
 
 from .serve import Server
 
+GROWING = "COMFY_DYNAMICCOMBO_V3"
 _LIMITS = ("default", "min", "max")
 _LISTS = {"sampler_name": "samplers of the host", "scheduler": "schedulers of the host", "concept_name": "files"}
 
@@ -13,10 +14,24 @@ def snapshot(server: Server) -> dict[str, dict]:
 
 
 def _node(node: dict) -> dict:
-    inputs = [_input(name, node["input"][group][name], group == "optional")
-              for group in ("required", "optional") for name in node["input_order"].get(group, [])]
+    inputs = [_input(name, spec, optional) for name, spec, optional in _flat(node["input"], node["input_order"])]
     outputs = [{"name": name, "type": kind} for name, kind in zip(node["output_name"], node["output"], strict=True)]
+    inputs.sort(key=lambda entry: entry["optional"])  # as every host orders them
     return {"inputs": inputs, "outputs": outputs, "output_node": node["output_node"]}
+
+
+def _flat(groups: dict, order: dict | None = None):
+    """Every input with its full name; one that grows is a choice, its longest form follows, as older hosts state it."""
+    for group in ("required", "optional"):
+        for name in (order or groups).get(group, []):
+            spec, optional = groups[group][name], group == "optional"
+            if spec[0] != GROWING:
+                yield name, spec, optional
+                continue
+            forms = spec[1]["options"]
+            yield name, ["COMBO", {"options": [form["key"] for form in forms]}], optional
+            for inner, own, own_optional in _flat(forms[-1]["inputs"]):
+                yield f"{name}.{inner}", own, own_optional
 
 
 def _input(name: str, spec: list, optional: bool) -> dict:
