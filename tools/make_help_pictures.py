@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
 """Draw the pictures of the help pages, twice the 302 pixels that their panel has.
 
-    python tools/make_help_pictures.py [--results out]
+    python tools/make_help_pictures.py
 
-``out`` is a folder of tools/try_in_comfyui.py, for the pages that show what a node makes.
+What nodes make is shown with the tiny models that come with the package: a base that knows colours, a concept of rings.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,13 +16,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gcfg.guidance import Prediction, Schedule
+from gcfg.guidance.sheet import sheet
 from gcfg.guidance.trace import Trace
 from gcfg.guidance.trace_plot import BACKGROUND, COLOURS, GRID, INK, PANEL, plot
 from gcfg.miniature import evaluate, recipes, sampling, store
+from gcfg.miniature.pictures import RING, VIOLET, show
 
 FOLDER = Path(__file__).resolve().parents[1] / "web" / "docs" / "pictures"
 WIDTH, DPI, FONT = 6.04, 100, 16
-RESULTS = {"04 Compare Base and Concept": "compare", "05 Scale Grid": "scale_grid", "Grid": "grid"}
 
 BLUE, ORANGE, GREEN, RED = range(4)
 ZERO = (0.0, 0.0)
@@ -98,6 +98,19 @@ def trace() -> Image.Image:
     return Image.fromarray(plot(record))
 
 
+def rings(models, concepts, controls, seeds, rows, columns) -> Image.Image:
+    """Violet rings, which no concept picture shows, over scales and seeds; a scale of 0 leaves its guidance out."""
+    cells = []
+    for concept, control, seed in ((a, b, c) for a in concepts for b in controls for c in seeds):
+        recipe = (recipes.base_cfg(control) if concept == 0 else recipes.concept_only() if control == 0 else
+                  recipes.gcfg(concept, control))
+        wanted = torch.tensor([[RING, VIOLET, 1]])
+        cells.append(show(evaluate.pictures_for(models, recipe, wanted, "colour", seed)))
+    pictures = torch.cat(cells).float().div(255).repeat_interleave(10, 1).repeat_interleave(10, 2)
+    whole = sheet(pictures, rows, columns)[0]
+    return Image.fromarray((whole * 255).round().byte().numpy())
+
+
 def _figure(height: float):
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=BACKGROUND, layout="constrained")
     axes = figure.subplots()
@@ -114,18 +127,21 @@ def _arrow(axes, tail, head, colour, dashed=False) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--results", type=Path, help="folder with what the workflows make")
-    results = parser.parse_args().results
     FOLDER.mkdir(exist_ok=True)
     schedules().savefig(FOLDER / "schedule.png")
     presets().savefig(FOLDER / "presets.png")
     trace().resize((604, 717), Image.Resampling.LANCZOS).save(FOLDER / "inspect.png", optimize=True)
-    for title, name in RESULTS.items() if results else ():
-        with Image.open(results / f"{title}.png") as picture:
-            picture = picture.convert("RGB")
-            picture.thumbnail((604, 604), Image.Resampling.LANCZOS)
-            picture.save(FOLDER / f"{name}.jpg", quality=85)
+    models, _ = store.load_all()
+    rings(models, (0, 1.0, 1.5), (1.0, 2.0, 4.0), (3,), ["concept 0", "concept 1", "concept 1.5"],
+          ["control 1", "control 2", "control 4"]).save(FOLDER / "scale_grid.jpg", quality=85)
+    rings(models, (0, 0.5, 1.0), (4.0,), (1, 2, 3), ["Concept 0", "Concept 0.5", "Concept 1"],
+          ["seed 1", "seed 2", "seed 3"]).save(FOLDER / "grid.jpg", quality=85)
+    three = [rings(models, (a,), (b,), (3,), [""], [name])
+             for name, a, b in (("base", 0, 4.0), ("concept", 1.0, 0), ("all", 1.0, 4.0))]
+    view = Image.new("RGB", (sum(part.width for part in three), three[0].height))
+    for k, part in enumerate(three):
+        view.paste(part, (k * part.width, 0))
+    view.save(FOLDER / "compare.jpg", quality=85)
 
 
 if __name__ == "__main__":

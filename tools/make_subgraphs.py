@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from make_workflows import place_files, to_api
 from workflow_blueprints import BLUEPRINTS, Blueprint
-from workflow_parts import Workflow
+from workflow_parts import Workflow, save
 
 from harness.find import PACK, find_host
 from harness.server.browser import browse
@@ -35,6 +35,7 @@ def blueprint(frontend, plan: Blueprint) -> dict:
     """The file of one blueprint: a graph of one node, and what is inside it."""
     nodes = plan.outside | plan.inside
     numbers = {name: number for number, name in enumerate(nodes, start=1)}
+    nodes |= {"save": save("blueprint", ("decode", 0))}  # or the subgraph would have no output
     api = to_api(Workflow(plan.title, "", {"all": nodes}))
     graph = frontend.page.evaluate(_CONVERT, [api, [numbers[name] for name in plan.inside]])
     (inner,) = graph["definitions"]["subgraphs"]
@@ -42,13 +43,32 @@ def blueprint(frontend, plan: Blueprint) -> dict:
     name = str(uuid.uuid5(uuid.NAMESPACE_URL, f"gcfg/subgraphs/{plan.title}"))
     inner |= {"id": name, "name": plan.title, "description": plan.description, "category": "GCFG"}
     node |= {"id": 1, "type": name, "title": plan.title, "pos": [0, 0], "widgets_values": []}
-    node["properties"] = {"proxyWidgets": [[str(numbers[inside]), widget] for inside, widget in plan.shown]}
+    shown = _label(inner, node)
+    node["properties"] = {"proxyWidgets": [
+        ["-1", shown[numbers[name], widget]] if (numbers[name], widget) in shown else [str(numbers[name]), widget]
+        for name, widget in plan.shown]}
     for socket in node["inputs"]:
         socket["link"] = None
     for socket in node["outputs"]:
         socket["links"] = []
     return {"revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "version": 0.4,
             "definitions": {"subgraphs": [inner]}, "extra": {}}
+
+
+def _label(inner: dict, node: dict) -> dict[tuple[int, str], str]:
+    """Name the texts that the frontend has made inputs by their nodes; the inputs by the (node, widget) inside."""
+    links = {link["id"]: link for link in inner["links"]}
+    inside = {entry["id"]: entry for entry in inner["nodes"]}
+    shown = {}
+    for own, outer in zip(inner["inputs"], node["inputs"], strict=True):
+        goal = links[own["linkIds"][0]]
+        target = inside[goal["target_id"]]
+        socket = target["inputs"][goal["target_slot"]]
+        if "widget" in socket:
+            shown[target["id"], socket["widget"]["name"]] = own["name"]
+            if socket["widget"]["name"] == "text":
+                own["label"] = outer["label"] = target["title"].lower()
+    return shown
 
 
 def main() -> None:

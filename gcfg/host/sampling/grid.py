@@ -6,15 +6,13 @@ import math
 from collections.abc import Sequence
 
 import latent_preview
-import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.utils import ProgressBar
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ...guidance.trace_plot import BACKGROUND, INK
+from ...guidance.sheet import sheet
 from .. import KEY
 from ..previews import picture_of, show_result
 
@@ -68,29 +66,6 @@ class GridProgress:
         return outer_sample
 
 
-def picture(images: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
-    """Images (R * C, H, W, 3), row by row, 0 to 1, as one labelled picture (1, H', W', 3)."""
-    cells = (images[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
-    height, width = cells.shape[1:3]
-    font = ImageFont.load_default(max(12, height // 11))
-    margin, gap = 2 * font.size, max(2, height // 64)
-    sheet = Image.new("RGB", (margin + len(columns) * (width + gap), margin + len(rows) * (height + gap)), BACKGROUND)
-    for c, text in enumerate(columns):
-        sheet.paste(_label(text, width, margin, font), (margin + c * (width + gap), 0))
-    for r, text in enumerate(rows):
-        sheet.paste(_label(text, height, margin, font).rotate(90, expand=True), (0, margin + r * (height + gap)))
-        for c in range(len(columns)):
-            cell = Image.fromarray(cells[r * len(columns) + c])
-            sheet.paste(cell, (margin + c * (width + gap), margin + r * (height + gap)))
-    return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255).unsqueeze(0)
-
-
-def _label(text: str, width: int, height: int, font) -> Image.Image:
-    label = Image.new("RGB", (width, height), BACKGROUND)
-    ImageDraw.Draw(label).text((width / 2, height / 2), text, fill=INK, font=font, anchor="mm")
-    return label
-
-
 def streams(samples: Tensor) -> list[Tensor]:
     """The latents that are sampled together, as picture and sound: one, unless the host nests them."""
     return samples.unbind() if getattr(samples, "is_nested", False) else [samples]
@@ -112,4 +87,4 @@ def decoded(vae, latent: dict, rows: Sequence[str], columns: Sequence[str]) -> T
     frames = vae.decode(samples).flatten(0, -4)
     frames = frames[::len(frames) // len(samples)]
     batch = len(frames) // (len(rows) * len(columns))
-    return torch.cat([picture(frames[i::batch], rows, columns) for i in range(batch)])
+    return torch.cat([sheet(frames[i::batch], rows, columns) for i in range(batch)])
