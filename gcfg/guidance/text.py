@@ -103,7 +103,7 @@ def to_line(prompts: Sequence[Prompt]) -> str:
 def _literal(text: str) -> str:
     """A prompt as it stands in a line, in quotes where it would be read as something else."""
     try:
-        plain = parse(text) == (Prompt(text),)
+        plain = '"' not in text and parse(text) == (Prompt(text),)
     except ValueError:
         plain = False
     return text if plain else json.dumps(text, ensure_ascii=False)
