@@ -31,8 +31,8 @@ class GCFGSubjectImages(io.ComfyNode):
             category=CATEGORY,
             description=("Three to five pictures of one thing, as many scaled, placed and captioned variants of them. "
                          "Encodes each once and keeps the latents on disk."),
-            **aliases("dataset", "few pictures", "dreambooth", "subject", "personalization", "textual
-                      inversion"),
+            **aliases("dataset", "few pictures", "dreambooth", "subject", "personalization",
+                      "textual inversion"),
             inputs=[
                 io.Vae.Input("vae", tooltip="The autoencoder of the base model."),
                 io.String.Input("folder", default="", tooltip=(
