@@ -1,0 +1,51 @@
+"""Other packs' nodes on the base, on a concept and on both, before and after Apply GCFG to Model: one step against the
+same step put together by hand from single predictions of the host's own sampler."""
+
+import pytest
+
+from gcfg_pack.gcfg.host.sampling.chain import Link
+from gcfg_pack.gcfg.host.sampling.patch import apply
+from harness import beside
+from harness.sampling import relative, stock
+
+CFG = 2.5
+
+
+@pytest.fixture
+def patch(node, tiny):
+    """Applies a node of ``beside.NODES`` to a MODEL."""
+    def to(name, model, seed=0):
+        pack, _, inputs = beside.NODES[name]
+        if name == "NormalizedAttentionGuidance":
+            inputs = {"negative": tiny.conditioning(8), **inputs}
+        if name == "IPAdapterEmbeds":
+            inputs = {"ipadapter": beside.ip_adapter(), "pos_embed": beside.draw(1, 16, seed=seed),
+                      "neg_embed": beside.draw(1, 16, seed=seed + 1), **inputs}
+        return node(pack, name, model=model, **inputs)[0]
+    return to
+
+
+@pytest.fixture
+def one(tiny):
+    """One step of the stock sampler: with cfg 1 the prediction for the positive, with 0 that for the negative."""
+    def step(model, positive, negative=None, cfg=1.0):
+        return stock(model, positive, negative or tiny.conditioning(2), tiny.latent(seed=9), cfg=cfg, steps=1)
+    return step
+
+
+@pytest.mark.parametrize("name", beside.NODES)
+def test_on_the_base(tiny, base, concept, prompts, patch, one, close, name):
+    positive, negative = prompts
+    style, (pack, kind, _) = tiny.conditioning(3), beside.NODES[name]
+    links = [Link(model=concept, scale=1.5), Link(conditioning=style, scale=0.5)]
+    theirs = patch(name, base)
+    alone = one(theirs, positive, negative, CFG)
+    assert relative(alone, one(base, positive, negative, CFG)) > 1e-3, "the node does nothing here"
+    seen = theirs if kind == "attention" else base
+    d0, ds, dc = one(seen, positive, negative, 0.0), one(seen, style), one(concept, negative)
+    if kind == "cfg":
+        d0 = one(base, negative)
+    expected = alone + 1.5 * (dc - d0) + 0.5 * (ds - d0)
+    close(pack, name, "the base, before Apply GCFG", relative(one(apply(theirs, links), positive, negative, CFG), expected))
+    after = patch(name, apply(base, links))
+    close(pack, name, "the base, after Apply GCFG", relative(one(after, positive, negative, CFG), expected))
