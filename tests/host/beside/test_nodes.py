@@ -41,11 +41,32 @@ def test_on_the_base(tiny, base, concept, prompts, patch, one, close, name):
     theirs = patch(name, base)
     alone = one(theirs, positive, negative, CFG)
     assert relative(alone, one(base, positive, negative, CFG)) > 1e-3, "the node does nothing here"
-    seen = theirs if kind == "attention" else base
-    d0, ds, dc = one(seen, positive, negative, 0.0), one(seen, style), one(concept, negative)
-    if kind == "cfg":
-        d0 = one(base, negative)
+    d0 = one(theirs, positive, negative, 0.0) if kind == "attention" else one(base, negative)
+    ds, dc = one(theirs if kind == "attention" else base, style), one(concept, negative)
     expected = alone + 1.5 * (dc - d0) + 0.5 * (ds - d0)
-    close(pack, name, "the base, before Apply GCFG", relative(one(apply(theirs, links), positive, negative, CFG), expected))
-    after = patch(name, apply(base, links))
-    close(pack, name, "the base, after Apply GCFG", relative(one(after, positive, negative, CFG), expected))
+    before = one(apply(theirs, links), positive, negative, CFG)
+    close(pack, name, "the base, before Apply GCFG", relative(before, expected))
+    after = one(patch(name, apply(base, links)), positive, negative, CFG)
+    close(pack, name, "the base, after Apply GCFG", relative(after, expected))
+
+
+@pytest.mark.parametrize("name", [name for name, (_, kind, _) in beside.NODES.items() if kind == "attention"])
+@pytest.mark.parametrize("prompted", [False, True], ids=["unconditional", "prompted"])
+@pytest.mark.parametrize("both", [False, True], ids=["concept", "both"])
+def test_attention_on_a_concept(tiny, base, concept, prompts, patch, one, close, name, prompted, both):
+    positive, negative = prompts
+    pack, text = beside.NODES[name][0], tiny.conditioning(3) if prompted else None
+    theirs = patch(name, concept, seed=20)
+    model = patch(name, base) if both else base
+    d0, dc = one(model, positive, negative, 0.0), one(theirs, text or negative)
+    assert relative(dc, one(concept, text or negative)) > 1e-3, "the node does nothing here"
+    result = one(apply(model, [Link(model=theirs, conditioning=text, scale=1.5)]), positive, negative, CFG)
+    where = ("base and concept" if both else "a concept") + (" with a prompt" if prompted else "")
+    close(pack, name, where, relative(result, one(model, positive, negative, CFG) + 1.5 * (dc - d0)))
+
+
+@pytest.mark.parametrize("name", [name for name, (_, kind, _) in beside.NODES.items() if kind == "cfg"])
+def test_functions_of_a_whole_guidance_are_refused_on_a_concept(base, concept, patch, refused, name):
+    with pytest.raises(ValueError, match="changes the guidance of a whole sampler") as refusal:
+        apply(base, [Link(model=patch(name, concept), scale=1.5, name="Concept")])
+    refused(beside.NODES[name][0], name, "a concept", str(refusal.value).partition(";")[0])
