@@ -38,7 +38,8 @@ def one(tiny):
     """One step over six frames; with cfg 1 the prediction for the positive, with 0 that for the negative."""
     def step(model, positive, negative=None, cfg=1.0, sample=stock, **options):
         options = options if sample is through_guider else {"cfg": cfg}
-        return sample(model, positive, negative or tiny.conditioning(2), tiny.latent(batch=6, seed=9), steps=1, **options)
+        negative, latent = negative or tiny.conditioning(2), tiny.latent(batch=6, seed=9)
+        return sample(model, positive, negative, latent, steps=1, **options)
     return step
 
 
