@@ -22,7 +22,6 @@ NODES = {
     "PLADIS": (PAG, "attention", {}),
     "NormalizedAttentionGuidance": (PAG, "attention", {}),
     "Pre CFG automatic scale": (PRE, "cfg", {}),
-    "Pre CFG uncond zero": (PRE, "cfg", {}),
     "Pre CFG PAG": (PRE, "cfg", {}),
     "Pre CFG zero attention": (PRE, "cfg", {"attention": "both", **MIDDLE}),
     "Pre CFG channel multiplier": (PRE, "cfg", {"channel_1": 1.5, "channel_3": 0.4}),
@@ -36,7 +35,6 @@ NODES = {
     "Pre CFG merge negative channel": (PRE, "cfg", {}),
     "Pre CFG exponentiation": (PRE, "cfg", {}),
     "Shape attention": (PRE, "attention", MIDDLE),
-    "Excellent attention": (PRE, "attention", {}),
     "CFGZeroStarAndInit": (KJ, "cfg", {"use_zero_init": False}),
     "IPAdapterEmbeds": (IPA, "attention", {}),
 }

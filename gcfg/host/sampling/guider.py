@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import comfy.samplers
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import CFGGuider, sampling_function
+from comfy.samplers import CFGGuider
 
 from ...guidance import Guidance, Performance, Progress
 from ...guidance.plan import scale_at
@@ -54,6 +55,7 @@ class Guider(CFGGuider):
     def predict_noise(self, x, timestep, model_options, seed=None):
         """The host's guidance at the first guidance's scale here."""
         scale = self.scale_at(float(timestep[0]), model_options[KEY].progress)
+        sampling_function = comfy.samplers.sampling_function  # looked up here: packs replace it for a run
         return sampling_function(self.inner_model, x, timestep, self.conds["negative"], self.conds["positive"], scale,
                                  model_options=model_options, seed=seed)
 

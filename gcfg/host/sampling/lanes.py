@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import comfy.samplers
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from comfy.sampler_helpers import prepare_model_patcher
@@ -66,10 +67,23 @@ class Lane:
         for by_key in options["transformer_options"].get("wrappers", {}).values():
             by_key.pop(KEY, None)
 
-    def within_wrappers(self, call: Callable) -> Callable:
-        """A call of a whole run, within what its MODEL's packs wrap around one."""
+    def within_wrappers(self, call: Callable, label: str) -> Callable:
+        """A call of a whole run, within what its MODEL's packs wrap around one.
+
+        Raises:
+            ValueError: when called, if one of them replaces the host's sampling function, as AnimateDiff does: that
+                serves the sampler's own two predictions only.
+        """
         wrappers = get_all_wrappers(WrappersMP.OUTER_SAMPLE, self.options, is_model_options=True)
-        return WrapperExecutor.new_class_executor(call, self.guider, wrappers).execute if wrappers else call
+        packs = {getattr(wrapper, "__module__", None) for wrapper in wrappers}
+
+        def checked(*args, **kwargs):
+            if comfy.samplers.sampling_function.__module__ in packs:
+                raise ValueError(f"{label}: its model carries a pack that takes over a whole sampler (as AnimateDiff "
+                                 "does) and cannot act on this one prediction. Apply it to the sampler's model alone, "
+                                 "or before the LoRA that makes a concept of that MODEL.")
+            return call(*args, **kwargs)
+        return WrapperExecutor.new_class_executor(checked, self.guider, wrappers).execute if wrappers else call
 
 
 def assign_lanes(base: ModelPatcher, patchers: dict[str, ModelPatcher]) -> tuple[dict[str, Lane], dict[str, str]]:

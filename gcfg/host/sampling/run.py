@@ -185,7 +185,8 @@ class Run:
         """A call of the whole run, within the wrappers of every lane; the base's are the host's business."""
         for leader in self.leaders:
             if leader != BASE:
-                call = self.lanes[leader].within_wrappers(call)
+                users = [g.label for g in self.recipe.guidances if any(self.leader(p) == leader for p in g.uses)]
+                call = self.lanes[leader].within_wrappers(call, ", ".join(users))
         return call
 
     # --- models are loaded, sampling starts ---------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Other packs in this process, loaded by the host from checkouts in the folder ``GCFG_OTHER_PACKS``; skipped without.
 
-What a test measured goes to the Markdown table ``GCFG_BESIDE_TABLE`` where that names a file.
+What was measured goes to the page ``GCFG_BESIDE_TABLE`` where that names one, for instance docs/BESIDE.md.
 """
 
 import asyncio
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -69,16 +70,19 @@ def _note(pack: str, what: str, where: str, figure: str) -> None:
 
 
 def pytest_sessionfinish(session):
+    """Write what was measured into its section of the page, one for each version of the host."""
     if not (TABLE and ROWS):
         return
     from comfyui_version import __version__
 
-    text = [f"ComfyUI {__version__}.", ""]
+    text = [f"## Measured on ComfyUI {__version__}", ""]
     for pack, rows in sorted(ROWS.items()):
-        text += [f"### {pack} ({_commit(Path(FOLDER).expanduser() / pack)})", "", "| node | on | largest difference |",
-                 "|---|---|---|", *rows, ""]
-    missing = [f"* {pack} {why}." for pack, why in LOADED.items() if why]
-    Path(TABLE).write_text("\n".join(text + missing) + "\n")
+        text += [f"### {pack} ({_commit(Path(FOLDER).expanduser() / pack)})", "",
+                 "| node | on | largest difference |", "|---|---|---|", *rows, ""]
+    text += [f"* {pack} ({_commit(Path(FOLDER).expanduser() / pack)}) {why}." for pack, why in LOADED.items() if why]
+    sections = re.split(r"^(?=## Measured on )", Path(TABLE).read_text(), flags=re.MULTILINE)
+    others = [section.strip() for section in sections if not section.startswith(text[0] + "\n")]
+    Path(TABLE).write_text("\n\n".join([*others, "\n".join(text).strip()]) + "\n")
 
 
 def _commit(folder: Path) -> str:

@@ -4,7 +4,9 @@ Its motion modules have the sizes of real UNets only. Here frames see each other
 one a window would not matter.
 """
 
+import comfy.sd
 import pytest
+import torch
 
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.patch import apply
@@ -58,19 +60,25 @@ def test_windows_on_the_base(tiny, base, concept, prompts, windows, one, close):
     close(PACK, WHAT, "the base, GCFG Guider", relative(guided, expected))
 
 
-def test_windows_on_base_and_concept(tiny, base, concept, prompts, windows, one, close):
+def test_windows_on_the_base_and_its_lora_clone(tiny, base, prompts, windows, one, close):
+    """AnimateDiff first, then the branch: base and concept see the same frames, in one batch."""
     positive, negative = prompts
-    base, theirs = windows(among_frames(base)), windows(among_frames(concept))
-    d0, dc = one(base, positive, negative, 0.0), one(theirs, positive, negative, 0.0)
-    expected = one(base, positive, negative, CFG) + 1.5 * (dc - d0)
-    result = one(apply(base, [Link(model=theirs, scale=1.5)]), positive, negative, CFG)
-    close(PACK, WHAT, "base and concept", relative(result, expected))
+    theirs = windows(among_frames(base))
+    styled, _ = comfy.sd.load_lora_for_models(theirs, None, tiny.lora(base), 1.0, 0.0)
+    d0, dc = one(theirs, positive, negative, 0.0), one(styled, positive, negative, 0.0)
+    expected = one(theirs, positive, negative, CFG) + 1.5 * (dc - d0)
+    result = one(apply(theirs, [Link(model=styled, scale=1.5)]), positive, negative, CFG)
+    close(PACK, WHAT, "the base and a LoRA clone of it", relative(result, expected))
 
 
-def test_windows_on_a_concept(tiny, base, concept, prompts, windows, one, close):
+@pytest.mark.parametrize("both", [False, True], ids=["concept", "both"])
+def test_windows_on_a_concept_of_its_own_are_refused(base, concept, prompts, windows, one, refused, both):
+    """On one prediction they have nothing of the run that they need; the sampler is as before afterwards."""
     positive, negative = prompts
-    theirs = windows(among_frames(concept))
-    d0, dc = one(base, positive, negative, 0.0), one(theirs, positive, negative, 0.0)
-    expected = one(base, positive, negative, CFG) + 1.5 * (dc - d0)
-    result = one(apply(base, [Link(model=theirs, scale=1.5)]), positive, negative, CFG)
-    close(PACK, WHAT, "a concept", relative(result, expected))
+    base, theirs = among_frames(base), windows(among_frames(concept))
+    model = windows(base) if both else base
+    before = one(base, positive, negative, CFG)
+    with pytest.raises(ValueError, match="Concept: its model carries a pack that takes over") as refusal:
+        one(apply(model, [Link(model=theirs, scale=1.5, name="Concept")]), positive, negative, CFG)
+    refused(PACK, WHAT, "base and concept" if both else "a concept", str(refusal.value).partition(".")[0])
+    assert torch.equal(one(base, positive, negative, CFG), before)

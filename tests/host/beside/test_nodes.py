@@ -38,7 +38,7 @@ def test_on_the_base(tiny, base, concept, prompts, patch, one, close, name):
     positive, negative = prompts
     style, (pack, kind, _) = tiny.conditioning(3), beside.NODES[name]
     links = [Link(model=concept, scale=1.5), Link(conditioning=style, scale=0.5)]
-    theirs = patch(name, base)
+    theirs, after = patch(name, base), patch(name, apply(base, links))  # before a run leaves object patches on it
     alone = one(theirs, positive, negative, CFG)
     assert relative(alone, one(base, positive, negative, CFG)) > 1e-3, "the node does nothing here"
     d0 = one(theirs, positive, negative, 0.0) if kind == "attention" else one(base, negative)
@@ -46,7 +46,7 @@ def test_on_the_base(tiny, base, concept, prompts, patch, one, close, name):
     expected = alone + 1.5 * (dc - d0) + 0.5 * (ds - d0)
     before = one(apply(theirs, links), positive, negative, CFG)
     close(pack, name, "the base, before Apply GCFG", relative(before, expected))
-    after = one(patch(name, apply(base, links)), positive, negative, CFG)
+    after = one(after, positive, negative, CFG)
     close(pack, name, "the base, after Apply GCFG", relative(after, expected))
 
 
