@@ -27,7 +27,7 @@ def test_scheduled_cfg_guider(tiny, base, concept, prompts, node, one, close):
 
     def run(model, **window):
         sigmas = comfy.samplers.KSampler(base, 1, "cpu", "euler", "karras", 1.0).sigmas
-        guider, _ = node("ComfyUI-KJNodes", "ScheduledCFGGuidance", model=model, positive=positive, negative=negative,
+        guider, = node("ComfyUI-KJNodes", "ScheduledCFGGuidance", model=model, positive=positive, negative=negative,
                          cfg=CFG, **window)
         assert len(sigmas) == 2
         return guided(guider, tiny.latent(seed=9), steps=1)
