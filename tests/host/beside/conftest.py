@@ -57,8 +57,8 @@ def close():
 
 @pytest.fixture
 def refused():
-    """Keeps for the table that a combination is refused, and how."""
-    return lambda pack, what, where, sentence: _note(pack, what, where, f"refused: {sentence}")
+    """Keeps for the table that a combination is refused."""
+    return lambda pack, what, where: _note(pack, what, where, "refused")
 
 
 def _choices(spec) -> list:

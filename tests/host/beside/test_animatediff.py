@@ -78,7 +78,7 @@ def test_windows_on_a_concept_of_its_own_are_refused(base, concept, prompts, win
     base, theirs = among_frames(base), windows(among_frames(concept))
     model = windows(base) if both else base
     before = one(base, positive, negative, CFG)
-    with pytest.raises(ValueError, match="Concept: its model carries a pack that takes over") as refusal:
+    with pytest.raises(ValueError, match="Concept: its model carries a pack that takes over"):
         one(apply(model, [Link(model=theirs, scale=1.5, name="Concept")]), positive, negative, CFG)
-    refused(PACK, WHAT, "base and concept" if both else "a concept", str(refusal.value).partition(".")[0])
+    refused(PACK, WHAT, "base and concept" if both else "a concept")
     assert torch.equal(one(base, positive, negative, CFG), before)

@@ -36,6 +36,6 @@ def test_on_the_good_model(tiny, base, prompts, run, close, mode):
 def test_a_patched_bad_model_is_refused(tiny, base, run, refused, both):
     links = [Link(model=tiny.sd15(seed=3), scale=1.5)]
     good = apply(base, links) if both else base
-    with pytest.raises(ValueError, match="A model beside the sampler's own carries GCFG guidances") as refusal:
+    with pytest.raises(ValueError, match="A model beside the sampler's own carries GCFG guidances"):
         run(good, apply(tiny.sd15(seed=2), links))
-    refused(PACK, WHAT, "both models" if both else "the bad model", str(refusal.value).partition(",")[0])
+    refused(PACK, WHAT, "both models" if both else "the bad model")

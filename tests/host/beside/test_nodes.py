@@ -67,6 +67,6 @@ def test_attention_on_a_concept(tiny, base, concept, prompts, patch, one, close,
 
 @pytest.mark.parametrize("name", [name for name, (_, kind, _) in beside.NODES.items() if kind == "cfg"])
 def test_functions_of_a_whole_guidance_are_refused_on_a_concept(base, concept, patch, refused, name):
-    with pytest.raises(ValueError, match="changes the guidance of a whole sampler") as refusal:
+    with pytest.raises(ValueError, match="changes the guidance of a whole sampler"):
         apply(base, [Link(model=patch(name, concept), scale=1.5, name="Concept")])
-    refused(beside.NODES[name][0], name, "a concept", str(refusal.value).partition(";")[0])
+    refused(beside.NODES[name][0], name, "a concept")

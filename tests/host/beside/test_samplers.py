@@ -3,7 +3,6 @@
 import comfy.samplers
 import folder_paths
 import pytest
-import torch
 from safetensors.torch import save_file
 
 from gcfg_pack.gcfg.host.sampling.chain import Link
@@ -48,25 +47,3 @@ def test_power_lora_loader_makes_a_concept(tiny, base, prompts, node, one, close
     result = one(apply(base, [Link(model=styled, scale=1.5)]), positive, negative, CFG)
     close("rgthree-comfy", "Power Lora Loader", "a concept on one copy of the weights",
           relative(result, one(base, positive, negative, CFG) + 1.5 * (dc - d0)))
-
-
-@pytest.mark.parametrize("prompts_in_chain", [0, 1, 2])
-def test_sampler_with_nag(tiny, base, concept, prompts, node, one, close, prompts_in_chain):
-    """Its cross-attention guides the positive; a further prompt of the chain is a positive, too."""
-    positive, negative = prompts
-
-    def run(model, text=positive, cfg=CFG):
-        return node("ComfyUI-NAG", "KSamplerWithNAG", model=model, seed=5, steps=1, cfg=cfg, sampler_name="euler",
-                    scheduler="karras", positive=text, negative=negative, nag_negative=tiny.conditioning(8),
-                    latent_image=tiny.latent(seed=9), nag_sigma_end=0.0)[0]["samples"]
-    alone = run(base)
-    assert relative(alone, one(base, positive, negative, CFG)) > 1e-3
-    d0, expected, links = one(base, negative), alone, [Link(model=concept, scale=1.5)]
-    expected = alone + 1.5 * (one(concept, negative) - d0)
-    for n in range(prompts_in_chain):
-        text = tiny.conditioning(20 + n)
-        links.append(Link(conditioning=text, scale=0.5))
-        expected = expected + 0.5 * (run(base, text, cfg=1.0) - d0)
-    close("ComfyUI-NAG", "KSamplerWithNAG", f"the base, a concept and {prompts_in_chain} further prompts in the chain",
-          relative(run(apply(base, links)), expected))
-    assert torch.equal(run(base), alone)
