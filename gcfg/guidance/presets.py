@@ -133,3 +133,25 @@ def concept_across_control(control_scale: float, concept_scale: float, measured_
     return Recipe((Guidance(PROMPT, reference, control_scale, name="control"),
                    Guidance(Prediction(CONCEPT, UNCONDITIONAL), scale=concept_scale, name="concept across control",
                             perpendicular_to=(PROMPT, reference))))
+
+
+def lora_guidance(scale: float) -> Recipe:
+    """Guidance from a base towards a LoRA on it, for distilled bases that have no unconditional prediction of use.
+
+    ``D = D(c) + scale (D(tuned, c) - D(c))``; scale 1 is the LoRA alone, D_0 cancels and need not be evaluated.
+    """
+    return Recipe((Guidance(PROMPT, name="prompt"),
+                   Guidance(Prediction(TUNED, POSITIVE), PROMPT, scale, name="LoRA")))
+
+
+def concept_on_distilled(scale: float, measured_under: str = UNCONDITIONAL) -> Recipe:
+    """A concept on a distilled base: measured from the base under the same conditioning m, added to the prompt's own.
+
+    ``D = D(c) + scale (D(concept, m) - D(m))``
+
+    Args:
+        measured_under: conditioning m; CLASS is what all pictures of the concept are.
+    """
+    return Recipe((Guidance(PROMPT, name="prompt"),
+                   Guidance(Prediction(CONCEPT, measured_under), Prediction(BASE, measured_under), scale,
+                            name="concept")))

@@ -67,6 +67,12 @@ METHODS = {
         PROMPT | {"model_2": "the concept model"},
         lambda s: presets.concept_across_control(
             s.scale, s.scale_2, presets.UNCONDITIONAL if s.conditioning_2 is None else presets.CLASS)),
+    "LoRA guidance": Method(
+        PROMPT | {"model_2": "the sampler's model with the LoRA"}, lambda s: presets.lora_guidance(s.scale)),
+    "concept on a distilled model": Method(
+        PROMPT | {"model_2": "the concept model"},
+        lambda s: presets.concept_on_distilled(
+            s.scale, presets.UNCONDITIONAL if s.conditioning_2 is None else presets.CLASS)),
 }
 
 

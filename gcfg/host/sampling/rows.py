@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from ...nulltext.differences import Dense
 from ...nulltext.row_changes import NORMS, Added, LayerChange, additive
 from ...nulltext.rowwise import RowAdapter
+from .. import KEY
 from .unmerged import NotRowwise, unmerged
 
 __all__ = ["NotRowwise", "row_adapter"]
 
 NETWORK = "diffusion_model."
 SWITCH = ".attn2.to_out.0"
+KEPT = f"{KEY}_rows"
+"""Under this key a clone carries its adapter of the last run, with what it was made for."""
 LARGEST = 0.5
 """An adapter of more than this share of the weights is better kept as a copy, which the host can offload."""
 
@@ -31,7 +34,12 @@ def row_adapter(clone: ModelPatcher, owner: ModelPatcher) -> RowAdapter:
         NotRowwise: a patch has another shape than its weight or reaches outside the layers, or the change is about as
             large as the model.
     """
-    return _Differences(clone, owner).adapter()
+    made_for = (clone.model, clone.patches_uuid, owner.patches_uuid)
+    kept = clone.attachments.get(KEPT)
+    if kept is None or kept[0] != made_for:
+        kept = made_for, _Differences(clone, owner).adapter()
+        clone.set_attachments(KEPT, kept)  # for the next run with the same inputs
+    return kept[1]
 
 
 class _Differences:

@@ -199,3 +199,15 @@ def test_a_change_as_large_as_the_model_becomes_a_copy(tiny, base, prompts, capl
     assert calls == [(0, 1), (0, 2)] * 4  # the copy brings the counter along
     assert sum("second copy of the weights" in r.message for r in caplog.records) == 1
     assert relative(result, gcfg(base, positive, negative, tiny.latent(), merge(tiny.sd15(1)))) < 1e-5
+
+
+def test_an_adapter_is_prepared_once_as_long_as_the_patches_stay(tiny, base, prompts):
+    positive, negative = prompts
+    clone = loaded(base, "dora")
+    first = row_adapter(clone, base)
+    expected = gcfg(base, positive, negative, tiny.latent(), clone)
+    assert row_adapter(clone, base) is first and row_adapter(clone.clone(), base) is first
+    assert torch.equal(gcfg(base, positive, negative, tiny.latent(), clone), expected)
+    assert row_adapter(clone, loaded(base, "lora")) is not first
+    more = loaded(clone, "lora")
+    assert row_adapter(more, base) is not row_adapter(clone, base)

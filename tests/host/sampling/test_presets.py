@@ -1,5 +1,6 @@
 """Named methods on real tiny models equal their formulas; a guidance perpendicular to another."""
 
+import comfy.sd
 import pytest
 import torch
 
@@ -56,6 +57,8 @@ FORMULAS = {  # by the names of the denoised predictions: 0 null, p positive, s 
     "concept-centric": lambda d: d["0"] + 3.0 * (d["p"] - d["0"]) + 0.7 * (d["t0"] - d["0"]),
     "concept across control": lambda d: d["0"] + 3.0 * (d["p"] - d["s"]) + 0.7 * across(d["t0"] - d["0"],
                                                                                        d["p"] - d["s"]),
+    "LoRA guidance": lambda d: d["p"] + 3.0 * (d["tp"] - d["p"]),
+    "concept on a distilled model": lambda d: d["p"] + 3.0 * (d["ts"] - d["s"]),
 }
 
 
@@ -66,7 +69,8 @@ def test_presets_equal_their_formulas(tiny, base, concept, prompts, name):
                                model_2=concept).args[0]
     result = guided(Guider(base, negative, chain), tiny.latent(), steps=1)
     models = {"0": (base, negative), "p": (base, positive), "s": (base, second), "t0": (concept, negative),
-              "tp": (concept, positive), "pag": (perturbed(tiny), positive), "mixed": (mixed(tiny, 0.3), negative)}
+              "tp": (concept, positive), "ts": (concept, second), "pag": (perturbed(tiny), positive),
+              "mixed": (mixed(tiny, 0.3), negative)}
     found = {key: denoised(tiny, model, conditioning, negative) for key, (model, conditioning) in models.items()}
     assert relative(result, FORMULAS[name](found)) < 5e-4
     node = gcfg(base, positive, negative, tiny.latent(), control_scale=0.0, links=chain, steps=1)
@@ -90,6 +94,37 @@ def test_concept_centric_without_a_prompt_is_the_rectified_form(tiny, base, conc
     assert calls == [(1, 1), (0, 1)]
     d0, dc = denoised(tiny, base, negative, negative), denoised(tiny, concept, negative, negative)
     assert relative(result, d0 + 1.5 * (dc - d0)) < 1e-4
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_lora_guidance_without_an_unconditional(tiny, base, prompts, steps):
+    """As on a distilled base at cfg 1: a loop by hand, two rows a step over one copy, none of them unconditional."""
+    positive, negative, _ = prompts
+
+    def with_lora(model):
+        return comfy.sd.load_lora_for_models(model, None, tiny.lora(model, 3), 1.0, 0.0)[0]
+    chain = GCFGPreset.execute("LoRA guidance", 1.7, 0.0, 0.0, positive=positive, model_2=with_lora(base)).args[0]
+    with counted(base) as calls:
+        result = guided(Guider(base, negative, chain), tiny.latent(), steps=steps)
+    assert calls == [(0, 2)] * steps
+    assert torch.equal(result, guided(Guider(base, tiny.conditioning(9), chain), tiny.latent(), steps=steps))
+    apart = GCFGPreset.execute("AutoGuidance", 1.7, 0.0, 0.0, positive=positive, model_2=base).args[0]
+    expected = guided(Guider(with_lora(tiny.sd15(seed=1)), negative, apart), tiny.latent(), steps=steps)
+    assert relative(result, expected) < 1e-3  # the same line between two models, from its other end
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_concept_on_a_distilled_model(tiny, base, concept, prompts, steps):
+    positive, negative, second = prompts
+    chain = GCFGPreset.execute("concept on a distilled model", 0.8, 0.0, 0.0, positive=positive, conditioning_2=second,
+                               model_2=concept).args[0]
+    result = guided(Guider(base, negative, chain), tiny.latent(), steps=steps)
+    other = GCFGPreset.execute("concept on a distilled model", 0.8, 0.0, 0.0, positive=positive,
+                               model_2=concept).args[0]
+    assert torch.allclose(guided(Guider(base, second, other), tiny.latent(), steps=steps), result, rtol=1e-3, atol=1e-3)
+    links = [Link(model=concept, conditioning=second, scale=0.8, reference="custom", reference_model=base,
+                  reference_conditioning=second)]
+    assert relative(stock(apply(base, links), positive, negative, tiny.latent(), cfg=1.0, steps=steps), result) < 1e-4
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])

@@ -1,0 +1,100 @@
+"""Writes docs/MODELS.md: what the tests of the families find on each ComfyUI.
+
+    python tools/write_models.py <folder of a ComfyUI> ...
+
+Runs tests/host/sampling/test_families.py on each and puts the outcomes into one table, the newest ComfyUI first.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from harness.find import PACK, host_version
+
+TESTS = "tests/host/sampling/test_families.py"
+COLUMNS = {"test_equals_a_hand_written_loop": "sampler", "test_one_copy_equals_two": "one copy"}
+WORDS = {"passed": "yes", "skipped": "-", "failure": "**no**", "error": "**no**"}
+HEAD = """# Models
+
+Written by `tools/write_models.py` from `tests/host/sampling/test_families.py`, which builds every family at a tiny size
+from the host's own classes, with random weights.
+
+* **sampler**: KSampler (GCFG), GCFG Guider and Apply GCFG to Model equal a loop written by hand (2e-4 of the latent's
+  standard deviation).
+* **one copy**: with a LoRA on all linear and convolution layers, base and LoRA over one copy of the weights equal two
+  models (1e-3), and no other network has run. The number is of forward passes a step for base[null], base[prompt] and
+  the LoRA: 1 is one batch of all rows; 2 where the network mixes the rows of its batch, so that the LoRA's rows run by
+  themselves; 3 where it takes one row at a time. The weights are the same ones.
+
+`-`: this ComfyUI does not have the family.
+
+"""
+TAIL = """
+Not in the table: Mochi, whose network has no small form, and models of sound or of three dimensions alone.
+
+Of every kind of patch (LoRA and LoCon, LoHa, LoKr, GLoRA, OFT and BOFT, DoRA, full differences, `set`, slices of fused
+weights, norms and biases) `tests/host/sampling/test_patch_kinds.py` shows that rows equal merged weights (1e-4); on
+layers in fp8, mxfp8, nvfp4 and int8 `tests/host/sampling/test_quantized.py` shows it against the dequantized weights.
+A change about as large as the model, of a weight's shape, or of something that is no layer gets a copy of the weights,
+and the log says so. LoRAs of bypass loaders are refused beside the same model without them.
+
+Null text by constants (Convert to Null-Text Model, concept adapters) exists for UNets only. On transformers a concept
+is a LoRA or a fine-tuned model, measured under the empty prompt.
+"""
+
+
+def outcomes(host: Path) -> dict[tuple[str, str], str]:
+    """By (test, family): passed, skipped, failure or error."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS, f"--junitxml={report}"],
+                       cwd=PACK, env=os.environ | {"COMFYUI_PATH": str(host), "GCFG_REQUIRE_HOST": "1"}, check=False)
+        cases = ElementTree.parse(report).iter("testcase")
+        return {tuple(case.get("name").rstrip("]").split("[")): next((c.tag for c in case if c.tag in WORDS), "passed")
+                for case in cases}
+
+
+def passes() -> dict[str, int]:
+    """Forward passes a step by family, as the tests state and check them; read without a ComfyUI."""
+    text = (PACK / "tools/harness/models/families.py").read_text()
+    found = {}
+    listed = text[text.index("\nFAMILIES = "):].partition("\n}\n")[0]
+    for entry in listed.split("\n    \"")[1:]:
+        stated = entry.partition("passes=")[2]
+        found[entry.partition("\"")[0]] = int(stated[0]) if stated else 1
+    return found
+
+
+def table(results: dict[str, dict[tuple[str, str], str]]) -> str:
+    """A row a family, two columns a ComfyUI."""
+    steps = passes()
+    heads = [f"{label}, {version}" for version in results for label in COLUMNS.values()]
+    lines = [f"| family | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for family, count in steps.items():
+        cells = []
+        for found in results.values():
+            for test, label in COLUMNS.items():
+                word = WORDS[found[test, family]]
+                cells.append(f"yes, {count}" if (word, label) == ("yes", "one copy") else word)
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(hosts: list[str]) -> int:
+    if not hosts:
+        print(__doc__)
+        return 2
+    found = sorted((host_version(Path(host)), Path(host)) for host in hosts)[::-1]
+    results = {".".join(map(str, version)): outcomes(host) for version, host in found}
+    (PACK / "docs" / "MODELS.md").write_text(HEAD + table(results) + TAIL)
+    bad = [key for cases in results.values() for key, outcome in cases.items() if WORDS[outcome] == "**no**"]
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
