@@ -7,7 +7,8 @@ from comfy_api.latest import io, ui
 
 from ..gcfg.host.training import images as listing
 from ..gcfg.host.training import subject as training
-from ..gcfg.host.training import words
+from ..gcfg.host.training import subject_files, words
+from ..gcfg.host.training.captioned import with_lora
 from ..gcfg.host.training.preview import NodeWatch
 from ..gcfg.host.training.train import loss_image
 from ..gcfg.training import subject_settings
@@ -143,6 +144,35 @@ class GCFGTrainSubject(io.ComfyNode):
         return io.NodeOutput(made.model, made.prompt, loss, str(made.folder.path), ui=ui.PreviewImage(loss, cls=cls))
 
 
+class GCFGImportSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GCFGImportSubject",
+            display_name="Import Official Subject",
+            category=CATEGORY,
+            description=("Makes an embedding and a LoRA that ComfyUI reads of the files of an official ClassDiffusion "
+                         "or Custom Diffusion run."),
+            inputs=[
+                io.Model.Input("model", tooltip="The base model of the run, SD1.5 class. It is not changed."),
+                io.String.Input("folder", default="", tooltip=(
+                    "Output folder of the run, on the machine that runs ComfyUI: pytorch_custom_diffusion_weights and "
+                    "<new1>.bin.")),
+                io.String.Input("name", default="my_subject", tooltip=(
+                    "Name of the word and of the LoRA: letters, digits and _. Nothing is overwritten.")),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="model", tooltip="The model with the run's keys and values."),
+                io.String.Output("prompt", display_name="prompt", tooltip="The new words in a prompt."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, folder, name) -> io.NodeOutput:
+        lora, prompts = subject_files.import_official(folder, name, model)
+        return io.NodeOutput(with_lora(model, lora), " and ".join(prompts))
+
+
 class GCFGTuneWords(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -202,4 +232,4 @@ class GCFGTuneWords(io.ComfyNode):
         return io.NodeOutput(" and ".join(made.prompts), loss, str(made.folder.path), ui=ui.PreviewImage(loss, cls=cls))
 
 
-NODES = [GCFGSubjectImages, GCFGTrainSubject, GCFGTuneWords]
+NODES = [GCFGSubjectImages, GCFGTrainSubject, GCFGTuneWords, GCFGImportSubject]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import comfy.utils
 import folder_paths
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...nulltext import checkpoint
 from ...nulltext.checkpoint import CheckpointError
 from ...nulltext.provenance import Provenance
-from ..concepts.concept import UNET, weights
+from ...training.subject_settings import check_word
+from ..concepts.concept import UNET, stated, weights
 
 ENDINGS = ("", ".safetensors", ".pt", ".bin")
 """Under which the host finds an embedding."""
 RUN = "gcfg.run"
+"""Metadata: the folder of the run that has made a file, and may write it again."""
+OFFICIAL = "pytorch_custom_diffusion_weights"
 _OFFICIAL = ".processor.{}_custom_diffusion.weight"
 
 
@@ -111,7 +114,33 @@ def from_official(tensors: Mapping[str, Tensor], base: ModelPatcher, name: str =
     return found
 
 
-def official_words(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The rows (1, C) in official ``<new1>.bin`` files, by names that a prompt of the host can hold."""
-    return {"".join(c for c in key if c.isalnum() or c == "_"): value.float().reshape(-1, value.shape[-1])
-            for key, value in tensors.items() if key.startswith("<") and isinstance(value, torch.Tensor)}
+def import_official(folder: str | Path, name: str, base: ModelPatcher) -> tuple[dict[str, Tensor], list[str]]:
+    """Write the host's files of a folder of official ones; the LoRA's tensors, and the prompts of the new words.
+
+    Args:
+        folder: holds ``pytorch_custom_diffusion_weights.bin`` or ``.safetensors``, and a ``<new1>.bin`` a word.
+        name: of the LoRA, and of the word; several words get their own behind it ("name_new1").
+
+    Raises:
+        ValueError: a folder without such files, files for another architecture, or names that are taken.
+    """
+    check_word(name)
+    root = Path(folder).expanduser()
+    found = sorted(root.glob(f"{OFFICIAL}.*")) if str(folder).strip() else []
+    words = sorted(root.glob("<*>.bin")) if found else []
+    if not found or not words:
+        raise ValueError(f"'{folder}' holds no {OFFICIAL}.bin or .safetensors beside a '<new1>.bin'; give the output "
+                         "folder of an official ClassDiffusion or Custom Diffusion run.")
+    lora = from_official(checkpoint.read(found[0])[0], base, found[0].name)
+    rows = {}
+    for path in words:
+        (row,) = checkpoint.read(path)[0].values()
+        rows[name if len(words) == 1 else f"{name}_{re.sub('[^A-Za-z0-9_]', '', path.stem)}"] = row.reshape(1, -1)
+    source, run = stated(base, f"imported from {found[0].name}"), f"imported {root.resolve()}"
+    for word in (name, *rows):
+        check_free(word, run)
+    for number, (word, row) in enumerate(rows.items()):
+        write(word, {"l": row}, lora if not number and word == name else {}, source, run)
+    if name not in rows:
+        checkpoint.write(lora_path(name), lora, source.to_metadata("subject_lora") | {RUN: run})
+    return lora, [f"embedding:{word}" for word in rows]

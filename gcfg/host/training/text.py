@@ -38,6 +38,7 @@ class Encoder:
         self.activation, self.epsilon = first.mlp.activation, first.layer_norm1.eps
         self.layer = None if stock.layer == "last" else stock.layer_idx % self.layers
         self.normed, self.projected = stock.layer_norm_hidden_state, stock.return_projected_pooled
+        self.empty = {k for k in range(self.layers) if self._adds_nothing(f"{_BODY}encoder.layers.{k}.")}
         self.table = weights[f"{_BODY}embeddings.token_embedding.weight"]
 
     def embed(self, tokens: Sequence[int | Tensor]) -> Tensor:
@@ -58,9 +59,8 @@ class Encoder:
         chosen = None
         for k in range(self.layers):
             name = f"{_BODY}encoder.layers.{k}."
-            x = x + self._attention(self._norm(x, f"{name}layer_norm1"), f"{name}self_attn.", mask)
-            hidden = self.activation(self._linear(self._norm(x, f"{name}layer_norm2"), f"{name}mlp.fc1"))
-            x = x + self._linear(hidden, f"{name}mlp.fc2")
+            if k not in self.empty:
+                x = self._layer(x, name, mask)
             if k == self.layer:
                 chosen = self._norm(x, f"{_BODY}final_layer_norm") if self.normed else x
         last = self._norm(x, f"{_BODY}final_layer_norm")
@@ -69,6 +69,16 @@ class Encoder:
     def pooled_output(self, end: Tensor) -> Tensor:
         """The end of a text as the host hands it to a model, projected where the host does that."""
         return F.linear(end, self.weights["transformer.text_projection.weight"]) if self.projected else end
+
+    def _adds_nothing(self, name: str) -> bool:
+        """True for a layer of zeros, of which small encoders in CLIP-L's form have many."""
+        ends = (f"{name}{layer}.{kind}" for layer in ("self_attn.out_proj", "mlp.fc2") for kind in ("weight", "bias"))
+        return not any(bool(self.weights[end].any()) for end in ends)
+
+    def _layer(self, x: Tensor, name: str, mask: Tensor) -> Tensor:
+        x = x + self._attention(self._norm(x, f"{name}layer_norm1"), f"{name}self_attn.", mask)
+        hidden = self.activation(self._linear(self._norm(x, f"{name}layer_norm2"), f"{name}mlp.fc1"))
+        return x + self._linear(hidden, f"{name}mlp.fc2")
 
     def _attention(self, x: Tensor, name: str, mask: Tensor) -> Tensor:
         q, k, v = (self._linear(x, f"{name}{part}_proj") for part in "qkv")

@@ -21,6 +21,7 @@ from gcfg_pack.gcfg.training.settings import SettingsError
 from gcfg_pack.gcfg.training.subject_settings import SubjectSettings
 from gcfg_pack.gcfg.training.task import Watch
 from gcfg_pack.gcfg.training.variants import Subject
+from gcfg_pack.nodes.subjects import GCFGImportSubject
 from harness.models.concepts import same, weights_of
 from harness.models.text import clip
 from harness.training import Vae, draw_pictures
@@ -138,7 +139,7 @@ def test_the_word_and_the_weights_learn(tiny, images, encoders, method):
             loss.backward()
             optimizer.step()
         assert all(parameter.grad is not None for parameter in learner.parameters.values())
-    assert losses[-1] < (0.9 if method == "LoRA" else 0.99) * losses[0]
+    assert losses[-1] < {"LoRA": 0.9, "K and V": 0.99, "rows": 0.998}[method] * losses[0]  # one word moves little
 
 
 def test_semantic_weight_keeps_the_word_near_its_class(tiny, train, monkeypatch):
@@ -234,7 +235,7 @@ def test_masks_count(tmp_path):
     assert torch.equal(found[0].mask(), torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], dim=2))
 
 
-def test_official_files_import_to_the_same_model(tiny):
+def test_official_files_import_to_the_same_model(tiny, folders, tmp_path):
     base = tiny.sd15(seed=1)
     table = comfy.utils.unet_to_diffusers(base.model.model_config.unet_config)
     names = {ours: theirs for theirs, ours in table.items()}
@@ -249,7 +250,17 @@ def test_official_files_import_to_the_same_model(tiny):
     found = subject_files.from_official(official | {"<new1>": torch.zeros(768)}, base)
     assert found.keys() == expected.keys() and official
     assert all((found[key] - expected[key]).abs().max() < 1e-6 for key in found)
-    with_lora(base, found)
-    assert set(subject_files.official_words({"<new1>": torch.zeros(768)})) == {"new1"}
+    official_folder, row = tmp_path / "official", torch.randn(768)
+    official_folder.mkdir()
+    torch.save(official, official_folder / "pytorch_custom_diffusion_weights.bin")
+    torch.save({"<new1>": row}, official_folder / "<new1>.bin")
+    model, prompt = GCFGImportSubject.execute(base, str(official_folder), "zog").args
+    assert prompt == "embedding:zog"
+    assert torch.equal(checkpoint.read(folders["embeddings"] / "zog.safetensors")[0]["clip_l"], row[None])
+    text = tiny.conditioning(1), tiny.conditioning(2)
+    assert torch.equal(sample(model, *text), sample(with_lora(base, found), *text))
+    GCFGImportSubject.execute(base, str(official_folder), "zog")  # the same files again
+    with pytest.raises(ValueError, match="holds no pytorch_custom_diffusion_weights"):
+        GCFGImportSubject.execute(base, str(tmp_path), "other")
     with pytest.raises(checkpoint.CheckpointError, match="is no key or value"):
         subject_files.from_official({"down_blocks.0.weight": torch.zeros(1)}, base)

@@ -69,8 +69,8 @@ def test_same_result_as_the_node_to_the_bit(files, host, tmp_path, monkeypatch):
 
 def test_errors_are_one_line(files, host):
     done = command(host, "subject", write(files, "wrong", class_word="headphone stand"))
-    assert done.returncode == 1 and "gcfg subject: the class word 'headphone stand' has 2 tokens" in done.stderr
+    assert done.returncode == 2 and "gcfg subject: the class word 'headphone stand' has 2 tokens" in done.stderr
     path = files / "words.toml"
     path.write_text(WordSettings(checkpoint="base.ckpt", vision="none.safetensors", names="a, b").to_toml())
     done = command(host, "words", path)
-    assert done.returncode == 1 and "'vision' must name the vision model" in done.stderr
+    assert done.returncode == 2 and "'vision' must name the vision model" in done.stderr

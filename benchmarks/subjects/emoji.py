@@ -1,0 +1,148 @@
+"""``python -m benchmarks.subjects.emoji CHECKPOINT``: a character of one's own, from four pictures, wearing sunglasses.
+
+On the small genuine SD1.5 model of ``benchmarks/pictures`` in a real ComfyUI, with Train Subject and the preset
+class-guided as a person uses them. Writes emoji.png beside this file. One core, minutes; what is on disk is not made
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from benchmarks.pictures import host
+
+HERE = Path(__file__).parent
+SIZE, LARGE = 64, 256
+CLASS, REQUEST = "face", "with sunglasses"
+SEEDS, SCALE, SUBJECT_SCALES = 4, 4.0, (1.0, 2.0, 4.0)
+
+
+def character(mouth: str, tilt: float, scale: float) -> Image.Image:
+    """Zog: a mint square head, a violet tuft, two round eyes, one of four moods."""
+    head = Image.new("RGBA", (LARGE, LARGE), (255, 255, 255, 0))
+    pen = ImageDraw.Draw(head)
+    for k in range(5):
+        left = 62 + 27 * k
+        pen.polygon([(left, 78), (left + 26, 78), (left + 13, 16 + 10 * (k % 2))], fill=(130, 60, 200))
+    pen.rounded_rectangle((40, 66, 216, 236), 48, fill=(80, 215, 170))
+    for x in (92, 164):
+        pen.ellipse((x - 20, 108, x + 20, 148), fill=(255, 255, 255))
+        pen.ellipse((x - 9, 120, x + 9, 138), fill=(30, 30, 60))
+    if mouth == "open":
+        pen.ellipse((108, 172, 148, 212), fill=(120, 20, 60))
+    elif mouth == "smile":
+        pen.arc((88, 140, 168, 212), 20, 160, fill=(30, 60, 60), width=9)
+    elif mouth == "sad":
+        pen.arc((88, 180, 168, 252), 200, 340, fill=(30, 60, 60), width=9)
+    else:
+        pen.line((96, 192, 160, 192), fill=(30, 60, 60), width=9)
+    side = round(scale * LARGE)
+    head = head.rotate(tilt, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGBA", (LARGE, LARGE), "white")
+    canvas.alpha_composite(head, ((LARGE - side) // 2, (LARGE - side) // 2))
+    return canvas.convert("RGB")
+
+
+def draw(folder: Path) -> Path:
+    """The four pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, looks in enumerate((("smile", 0.0, 1.0), ("open", 8.0, 0.94), ("sad", -8.0, 0.97), ("flat", 4.0, 0.9))):
+        character(*looks).save(folder / f"zog_{k}.png")
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.subjects.emoji", description=__doc__,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--comfyui", default="")
+    parser.add_argument("--work", type=Path, default=HERE / "cache" / "emoji")
+    parser.add_argument("--out", type=Path, default=HERE / "emoji.png")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--method", default="LoRA")
+    parser.add_argument("--weight", type=float, default=0.25, help="semantic weight")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    host.start(chosen.comfyui)
+    sheet(trained(chosen), draw(chosen.work / "pictures")).save(chosen.out)
+    print(f"{chosen.out} written")
+
+
+def trained(chosen: argparse.Namespace) -> tuple:
+    """Base MODEL, CLIP, VAE, the subject's MODEL and its prompt; the run goes on where it was."""
+    from gcfg_pack.gcfg.host.training import command_line, subject
+    from gcfg_pack.gcfg.training.subject_settings import SubjectSettings
+    from gcfg_pack.gcfg.training.variants import Subject
+
+    work = chosen.work.resolve()
+    command_line.write_into(str(work / "models"))
+    base, clip, vae = command_line.load(str(chosen.checkpoint))
+    pictures = subject.prepare(Subject(str(draw(work / "pictures")), "", SIZE, augment=False, flip=False, count=4), vae,
+                               work / "latents")
+    settings = SubjectSettings(
+        run_name="zog", class_word=CLASS, target_steps=chosen.steps, method=chosen.method, batch=4,
+        learning_rate=chosen.rate, semantic_weight=chosen.weight, save_every=25, preview_every=0, output=str(work),
+        initial_word=CLASS)
+    watch = command_line.TerminalWatch(argparse.Namespace(asked=False), command_line_bar)
+    with torch.inference_mode():
+        made = subject.train(base, clip, pictures, settings, watch)
+    return base, clip, vae, made.model, made.prompt
+
+
+def command_line_bar(title: str):
+    from gcfg.terminal import ProgressBar
+
+    return ProgressBar(title)
+
+
+def sheet(models: tuple, pictures: Path) -> Image.Image:
+    """Rows: the pictures; the base; the subject alone; the subject asked by CFG, and class-guided."""
+    base, clip, vae, subject, prompt = models
+    plain, named = f"{CLASS} {REQUEST}", f"{prompt} {REQUEST}"
+    shown = [np.asarray(Image.open(file).resize((SIZE, SIZE))) for file in sorted(pictures.glob("*"))]
+    rows = [("four pictures", shown),
+            (f"base: {plain}", sampled(base, clip, vae, plain)),
+            ("subject: embedding:zog face", sampled(subject, clip, vae, prompt)),
+            (f"subject by CFG: ... {REQUEST}", sampled(subject, clip, vae, named))]
+    rows += [(f"class-guided, subject scale {r:g}", sampled(base, clip, vae, named, (plain, subject, r)))
+             for r in SUBJECT_SCALES]
+    width, label = 2 * SIZE * SEEDS, 18
+    canvas = Image.new("RGB", (width, len(rows) * (2 * SIZE + label)), "white")
+    for k, (title, row) in enumerate(rows):
+        top = k * (2 * SIZE + label)
+        ImageDraw.Draw(canvas).text((4, top + 3), title, fill="black")
+        for j, pixels in enumerate(row[:SEEDS]):
+            tile = Image.fromarray(pixels).resize((2 * SIZE, 2 * SIZE), Image.Resampling.LANCZOS)
+            canvas.paste(tile, (2 * SIZE * j, top + label))
+    return canvas
+
+
+def sampled(model, clip, vae, prompt: str, guided: tuple | None = None) -> list[np.ndarray]:
+    """Pictures of a prompt by CFG, or class-guided with (class prompt, subject's MODEL, subject scale)."""
+    import nodes
+
+    from gcfg_pack.gcfg.host.sampling.methods import Sockets, chain_for
+    from gcfg_pack.gcfg.host.sampling.patch import apply
+
+    with torch.inference_mode():
+        positive, empty = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (prompt, ""))
+        cfg = SCALE
+        if guided:
+            class_prompt, subject, scale = guided
+            of_class = nodes.CLIPTextEncode().encode(clip, class_prompt)[0]
+            chain = chain_for("class-guided", Sockets(positive, of_class, model_2=subject, scale=SCALE, scale_2=scale))
+            model, positive, cfg = apply(model, chain), empty, 1.0
+        latent = {"samples": torch.zeros(SEEDS, 4, SIZE // 8, SIZE // 8)}
+        samples = nodes.KSampler().sample(model, 1, host.STEPS, cfg, host.SAMPLER, host.SCHEDULER, positive, empty,
+                                          latent)[0]["samples"]
+        return list((vae.decode(samples)[..., :3].clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+
+if __name__ == "__main__":
+    main()
