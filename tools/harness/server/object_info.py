@@ -4,7 +4,8 @@ from .serve import Server
 
 GROWING = "COMFY_DYNAMICCOMBO_V3"
 _LIMITS = ("default", "min", "max")
-_LISTS = {"sampler_name": "samplers of the host", "scheduler": "schedulers of the host", "concept_name": "files"}
+_LISTS = {"sampler_name": "samplers of the host", "scheduler": "schedulers of the host", "concept_name": "files",
+          "clip_file": "files"}
 
 
 def snapshot(server: Server) -> dict[str, dict]:
