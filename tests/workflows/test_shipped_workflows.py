@@ -138,3 +138,15 @@ def test_nodes_do_not_overlap_and_read_left_to_right(title):
     for _, source, _, target, *_ in graph(title)["links"]:
         (x, y), (x2, y2) = nodes[source]["pos"], nodes[target]["pos"]
         assert x <= x2 or y < y2 - 300  # or in the second row
+
+
+@pytest.mark.parametrize("path", sorted([*FOLDER.glob("*.json"), *(PACK / "subgraphs").glob("*.json")]),
+                         ids=lambda path: path.stem)
+def test_values_by_name_are_those_by_place(path):
+    """The frontend writes both, and newer ones read the names."""
+    content = json.loads(path.read_text())
+    for part in [content, *((content.get("definitions") or {}).get("subgraphs") or [])]:
+        for node in part["nodes"]:
+            values, named = node.get("widgets_values"), node.get("widgets_values_named")
+            if values and named:
+                assert list(named.values()) == list(values), node["type"]
