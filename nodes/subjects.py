@@ -15,7 +15,7 @@ from ..gcfg.training import subject_settings
 from ..gcfg.training.subject_settings import SubjectSettings
 from ..gcfg.training.variants import Subject
 from ..gcfg.training.words import WordSettings
-from .hosts import aliases
+from .hosts import aliases, plain_errors
 from .sampling import MAX_SEED
 
 CATEGORY = "GCFG/training"
@@ -63,9 +63,11 @@ class GCFGSubjectImages(io.ComfyNode):
         return listing.listing(folder) + listing.listing(masks)
 
     @classmethod
+    @plain_errors
     def execute(cls, vae, folder, resolution, flip, augment, masks="", variants=DEFAULT.variants) -> io.NodeOutput:
         bar = comfy.utils.ProgressBar(variants)
-        source = Subject(folder, masks, resolution, augment, flip, variants)
+        pictures, drawn = str(listing.locate(folder)), str(listing.locate(masks)) if masks.strip() else ""
+        source = Subject(pictures, drawn, resolution, augment, flip, variants)
         found = training.prepare(source, vae, progress=bar.update_absolute)
         return io.NodeOutput(found, found.report())
 
@@ -136,11 +138,14 @@ class GCFGTrainSubject(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, model, clip, images, name, **values) -> io.NodeOutput:
         settings = SubjectSettings(run_name=name, **values)
-        made = training.train(model, clip, images, settings, NodeWatch(settings.target_steps))
+        watch = NodeWatch(settings.target_steps)
+        made = training.train(model, clip, images, settings, watch)
         comfy.model_management.throw_exception_if_processing_interrupted()
         loss = loss_image(made)
+        watch.finish(loss)
         return io.NodeOutput(made.model, made.prompt, loss, str(made.folder.path), ui=ui.PreviewImage(loss, cls=cls))
 
 
@@ -221,14 +226,17 @@ class GCFGTuneWords(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, clip, clip_vision, clip_file, **values) -> io.NodeOutput:
         given = [values.pop(f"images_{k}", None) for k in range(1, 7)]
         settings = WordSettings(**values)
         projection = words.read_projection(folder_paths.get_full_path_or_raise("text_encoders", clip_file))
+        watch = NodeWatch(settings.target_steps)
         made = words.tune(clip, clip_vision, projection, [images for images in given if images is not None], settings,
-                          NodeWatch(settings.target_steps))
+                          watch)
         comfy.model_management.throw_exception_if_processing_interrupted()
         loss = loss_image(made)
+        watch.finish(loss)
         return io.NodeOutput(" and ".join(made.prompts), loss, str(made.folder.path), ui=ui.PreviewImage(loss, cls=cls))
 
 
