@@ -31,6 +31,29 @@ def sample_cells(cells, positive, negative, latent_image, denoise, performance) 
     return grid.joined(latents), progress
 
 
+def denoise_input():
+    return io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
+        "The amount of denoising; lower values keep the structure of the latent image."))
+
+
+def grid_outputs() -> list:
+    return [
+        io.Latent.Output("latent", display_name="latent", tooltip="All cells as one batch, row by row."),
+        io.Image.Output("grid", display_name="grid", tooltip=(
+            "The labelled grid, one for each latent image. Needs the vae.")),
+    ]
+
+
+def grid_of(latent, progress, vae, rows, columns, node) -> io.NodeOutput:
+    """What a grid node gives and shows; without a vae the latents alone."""
+    if vae is None:
+        name = node.GET_SCHEMA().display_name
+        return io.NodeOutput(latent, ExecutionBlocker(f"Connect a vae to {name} for its grid output."))
+    image = grid.decoded(vae, latent, rows, columns)
+    progress.finish(image)
+    return io.NodeOutput(latent, image, ui=ui.PreviewImage(image, cls=node))
+
+
 class GCFGScaleGrid(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -55,17 +78,12 @@ class GCFGScaleGrid(io.ComfyNode):
                                tooltip="The sampling algorithm."),
                 io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="sgm_uniform",
                                tooltip="How the noise level falls over the steps."),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
-                    "The amount of denoising; lower values keep the structure of the latent image.")),
+                denoise_input(),
                 guidance_input(),
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the cells for the labelled grid."),
                 performance_input(),
             ],
-            outputs=[
-                io.Latent.Output("latent", display_name="latent", tooltip="All cells as one batch, row by row."),
-                io.Image.Output("grid", display_name="grid", tooltip=(
-                    "The labelled grid, one for each latent image. Needs the vae.")),
-            ],
+            outputs=grid_outputs(),
         )
 
     @classmethod
@@ -80,11 +98,8 @@ class GCFGScaleGrid(io.ComfyNode):
         cells = [Cell(model, concept_chain(concept_model, concept, guidance), control, sampler_name, scheduler, steps,
                       seed) for concept in rows for control in columns]
         latent, progress = sample_cells(cells, positive, negative, latent_image, denoise, performance)
-        if vae is None:
-            return io.NodeOutput(latent, ExecutionBlocker("Connect a vae to GCFG Scale Grid for its grid output."))
-        image = grid.decoded(vae, latent, [f"concept {s:g}" for s in rows], [f"control {s:g}" for s in columns])
-        progress.finish(image)
-        return io.NodeOutput(latent, image, ui=ui.PreviewImage(image, cls=cls))
+        labels = [f"concept {scale:g}" for scale in rows], [f"control {scale:g}" for scale in columns]
+        return grid_of(latent, progress, vae, *labels, cls)
 
 
 class GCFGGrid(io.ComfyNode):
@@ -103,8 +118,7 @@ class GCFGGrid(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
                              tooltip="The random seed of the noise, where no axis varies it."),
                 *inputs_after_seed(),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
-                    "The amount of denoising; lower values keep the structure of the latent image.")),
+                denoise_input(),
                 *axis_inputs("row", "scale", "0, 1, 2"),
                 *axis_inputs("column", "seed", "1, 2, 3"),
                 io.Model.Input("other_model", optional=True, tooltip=(
@@ -113,11 +127,7 @@ class GCFGGrid(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the cells for the labelled grid."),
                 performance_input(),
             ],
-            outputs=[
-                io.Latent.Output("latent", display_name="latent", tooltip="All cells as one batch, row by row."),
-                io.Image.Output("grid", display_name="grid", tooltip=(
-                    "The labelled grid, one for each latent image. Needs the vae.")),
-            ],
+            outputs=grid_outputs(),
         )
 
     @classmethod
@@ -130,11 +140,7 @@ class GCFGGrid(io.ComfyNode):
                      scheduler, steps, seed, models)
         cells = [column.apply(row.apply(plain)) for row in rows for column in columns]
         latent, progress = sample_cells(cells, positive, negative, latent_image, denoise, performance)
-        if vae is None:
-            return io.NodeOutput(latent, ExecutionBlocker("Connect a vae to GCFG Grid for its grid output."))
-        image = grid.decoded(vae, latent, [v.label for v in rows], [v.label for v in columns])
-        progress.finish(image)
-        return io.NodeOutput(latent, image, ui=ui.PreviewImage(image, cls=cls))
+        return grid_of(latent, progress, vae, [v.label for v in rows], [v.label for v in columns], cls)
 
 
 def axis_inputs(name: str, kind: str, values: str) -> list:
@@ -166,8 +172,7 @@ class GCFGCompare(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
                              tooltip="The random seed of the noise, the same for all."),
                 *inputs_after_seed(),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=(
-                    "The amount of denoising; lower values keep the structure of the latent image.")),
+                denoise_input(),
                 io.Vae.Input("vae", tooltip="Decodes the results."),
                 guidance_input(),
                 performance_input(),

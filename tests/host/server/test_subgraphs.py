@@ -11,31 +11,39 @@ pytestmark = [pytest.mark.server, pytest.mark.browser]
 
 TITLES = sorted(path.stem for path in (PACK / "subgraphs").glob("*.json"))
 
-_PLACE = """async ([title, api]) => {
-    await app.loadApiJson(api, 'outside')
-    const node = LiteGraph.createNode(`SubgraphBlueprint.${title}`)
-    app.graph.add(node)
-    const sources = { MODEL: [[1, 0], [2, 0]], CLIP: [[1, 1]], VAE: [[1, 2]], LATENT: [[3, 0]] }
+_PLACE = """async ([blueprint, outside]) => {
+    await app.loadGraphData(blueprint, true, true, null)
+    const node = app.graph.nodes[0]
+    const [base, concept, size, save] = outside.slice(0, 4).map(([type, values]) => {
+        const made = LiteGraph.createNode(type)
+        app.graph.add(made)
+        for (const widget of made.widgets ?? []) if (widget.name in values) widget.value = values[widget.name]
+        return made
+    })
+    const sources = { CLIP: [base, 1], VAE: [base, 2], LATENT: [size, 0] }
     for (const [slot, input] of node.inputs.entries()) {
-        if (!(input.type in sources)) continue
-        const which = input.name.includes('model_2') || input.name.includes('concept') ? 1 : 0
-        const [from, output] = sources[input.type][which] ?? sources[input.type][0]
-        app.graph.getNodeById(from).connect(output, node, slot)
+        const other = ['concept_model', 'model_2'].includes(input.name)
+        const [source, output] = input.type === 'MODEL' ? [other ? concept : base, 0] : sources[input.type] ?? []
+        if (source) source.connect(output, node, slot)
     }
-    node.connect(0, app.graph.getNodeById(4), 0)
-    return { widgets: (node.widgets ?? []).map((widget) => widget.name),
-             open: node.inputs.filter((i) => i.type in sources && i.link == null).map((i) => i.name) }
+    node.connect(0, save, 0)
+    for (const inner of node.subgraph.nodes)
+        for (const widget of inner.widgets ?? [])
+            if (widget.name in outside[4][1]) widget.value = outside[4][1][widget.name]
+    return { inside: node.subgraph.nodes.length, widgets: (node.widgets ?? []).map((widget) => widget.name),
+             open: node.inputs.filter((i) => i.link == null && !i.widget).map((i) => i.name) }
 }"""
 
 
 def outside(server):
-    """What a blueprint is connected to: base, concept, size, and a node that saves."""
-    return {
-        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": server.models.checkpoint}},
-        "2": {"class_type": "UNETLoader", "inputs": {"unet_name": server.models.unet, "weight_dtype": "default"}},
-        "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-        "4": {"class_type": "SaveImage", "inputs": {"filename_prefix": "blueprint"}},
-    }
+    """What a blueprint is connected to: base, concept, size, a node that saves; and values for the nodes inside."""
+    return [
+        ["CheckpointLoaderSimple", {"ckpt_name": server.models.checkpoint}],
+        ["UNETLoader", {"unet_name": server.models.unet}],
+        ["EmptyLatentImage", {"width": 64, "height": 64}],
+        ["SaveImage", {"filename_prefix": "blueprint"}],
+        ["", {"lora_name": server.models.lora, "steps": 2}],
+    ]
 
 
 def test_there_are_three():
@@ -47,23 +55,13 @@ def test_the_server_offers_them(server):
     assert {entry["name"] for entry in offered if "gcfg" in entry["info"]["node_pack"]} == set(TITLES)
 
 
-def test_the_frontend_places_and_runs_them(server):
-    for title in TITLES:
-        with browse(server) as frontend:
-            frontend.page.wait_for_function(
-                f"() => 'SubgraphBlueprint.{title}' in LiteGraph.registered_node_types", timeout=120_000)
-            placed = frontend.page.evaluate(_PLACE, [title, outside(server)])
-            assert placed["open"] == []
-            shown = json.loads((PACK / "subgraphs" / f"{title}.json").read_text())["nodes"][0]["properties"]
-            assert len(placed["widgets"]) >= len(shown["proxyWidgets"]), placed
-            frontend.page.evaluate("""(lora) => {
-                for (const graph of [app.graph, ...app.graph.subgraphs.values()])
-                    for (const node of graph.nodes)
-                        for (const widget of node.widgets ?? []) {
-                            if (widget.name === 'lora_name') widget.value = lora
-                            if (widget.name === 'steps') widget.value = 2
-                        }
-            }""", server.models.lora)
-            ended = frontend.run()
+def test_the_frontend_opens_and_runs_them(server):
+    with browse(server) as frontend:
+        for title in TITLES:
+            content = json.loads((PACK / "subgraphs" / f"{title}.json").read_text())
+            placed = frontend.page.evaluate(_PLACE, [content, outside(server)])
+            assert placed["open"] == [] and frontend.missing_nodes() == []
+            assert len(placed["widgets"]) >= len(content["nodes"][0]["properties"]["proxyWidgets"]), placed
+            ended = frontend.run(300)
             assert ended["kind"] == "execution_success", (title, ended)
-            assert frontend.errors == []
+        assert frontend.errors == []
