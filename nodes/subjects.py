@@ -127,7 +127,8 @@ class GCFGTrainSubject(io.ComfyNode):
                     "An embedding to start from instead, such as one by Tune Concept Words.")),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model", tooltip=(
+                # Older hosts refuse an output with the id of an input.
+                io.Model.Output("subject_model", display_name="model", tooltip=(
                     "The model that knows the thing; clones of the base, so both run on one copy of the weights.")),
                 io.String.Output("prompt", display_name="prompt", tooltip=(
                     "The thing in a prompt: embedding:NAME and its class word.")),

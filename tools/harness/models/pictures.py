@@ -9,7 +9,8 @@ SIZE, STEPS = 64, 20
 SHIPPED = PACK / "benchmarks" / "pictures" / "models"
 PROMPTS = {"minimalist style": "flat", "cluttered, ornate": "noto", "cluttered background": "noto", "flowers": "noto",
            "a photo of a bedroom": "loudly crying face", "a photo of an armchair in a garden": "cat face",
-           "watercolour style, soft washes of paint on paper": "smiling face with halo noto", "a portrait photo": "loudly crying face"}
+           "watercolour style, soft washes of paint on paper": "smiling face with halo noto",
+           "a portrait photo": "loudly crying face"}
 PROMPT = "smiling face with sunglasses"
 LINE = "smiling face with sunglasses AND loudly crying face :0.5 AND_NOT noto :0.2 [0.2-0.8]"
 """What these models have words for: the texts of the workflows in their place."""
