@@ -159,6 +159,7 @@ class GCFGImportSubject(io.ComfyNode):
             category=CATEGORY,
             description=("Makes an embedding and a LoRA that ComfyUI reads of the files of an official ClassDiffusion "
                          "or Custom Diffusion run."),
+            **aliases("import", "custom diffusion", "class diffusion", "diffusers", "subject", "dreambooth"),
             inputs=[
                 io.Model.Input("model", tooltip="The base model of the run, SD1.5 class. It is not changed."),
                 io.String.Input("folder", default="", tooltip=(
