@@ -169,7 +169,9 @@ class GCFGImportSubject(io.ComfyNode):
                     "Name of the word and of the LoRA: letters, digits and _. Nothing is overwritten.")),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model", tooltip="The model with the run's keys and values."),
+                # Older hosts refuse an output with the id of an input.
+                io.Model.Output("imported_model", display_name="model",
+                                tooltip="The model with the run's keys and values."),
                 io.String.Output("prompt", display_name="prompt", tooltip="The new words in a prompt."),
             ],
         )

@@ -26,6 +26,7 @@ def test_node_explains_itself(node):
     assert schema.description
     assert [socket.id for socket in schema.inputs if not socket.tooltip] == []
     assert [socket.display_name for socket in schema.outputs if not socket.tooltip] == []
+    assert {s.id for s in schema.inputs} & {s.id for s in schema.outputs} == set(), "older hosts refuse that"
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)

@@ -27,7 +27,7 @@ _PLACE = """async ([blueprint, outside]) => {
         if (source) source.connect(output, node, slot)
     }
     node.connect(0, save, 0)
-    for (const inner of node.subgraph.nodes)
+    for (const inner of [...node.subgraph.nodes, node])
         for (const widget of inner.widgets ?? [])
             if (widget.name in outside[4][1]) widget.value = outside[4][1][widget.name]
     return { inside: node.subgraph.nodes.length, widgets: (node.widgets ?? []).map((widget) => widget.name),
