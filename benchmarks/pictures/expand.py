@@ -6,6 +6,7 @@ Writes, below a folder laid out as ComfyUI's ``models``:
 * ``diffusion_models/gcfg_pictures_fine_tune.safetensors``: a UNet for Load Diffusion Model.
 * ``diffusion_models/gcfg_pictures_concept.safetensors``: a null-text concept model for Load Concept Model.
 * ``loras/gcfg_pictures_concept_lora.safetensors``: the concept as a LoRA on the base, for Load LoRA, at strength 1.
+* ``loras/gcfg_pictures_glossy_lora.safetensors``: an ordinary LoRA with a trigger, "glossy face".
 
 Every function of this file keeps what the model computes; only the size changes.
 """
@@ -40,6 +41,7 @@ FILES = {
     "fine_tune": "diffusion_models/gcfg_pictures_fine_tune.safetensors",
     "concept": "diffusion_models/gcfg_pictures_concept.safetensors",
     "lora": "loras/gcfg_pictures_concept_lora.safetensors",
+    "trigger_lora": "loras/gcfg_pictures_glossy_lora.safetensors",
 }
 CREDIT = ("Trained on emoji artwork, changed: Noto Emoji (Google, Apache-2.0), Twemoji (Twitter and contributors, "
           "CC-BY-4.0, https://github.com/jdecked/twemoji), Fluent Emoji (Microsoft, MIT).")
@@ -80,9 +82,9 @@ def contents(name: str, source: Path = shipped.MODELS) -> tuple[dict[str, Tensor
     if name == "concept":
         tensors = shipped.half(unet(shipped.unet("concept", source)))
         return keymap.rename(tensors, keymap.diffusers_names(tensors)), provenance.to_metadata("null_text")
-    tensors = to_stock_lora(adapter(shipped.read("lora", source)), wide)
-    return ({key: value.float() if key.endswith("diff_b") else value.half() for key, value in tensors.items()},
-            provenance.to_metadata("stock_lora"))
+    tensors = to_stock_lora(adapter(shipped.read(name, source)), wide)
+    tensors = {key: value.float() if key.endswith("diff_b") else value.half() for key, value in tensors.items()}
+    return tensors, provenance.to_metadata("stock_lora") if name == "lora" else {}
 
 
 def whole(narrow: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ class Family:
     fine_tune: object
     concept: object
     lora: object
+    trigger_lora: object
 
     @classmethod
     def load(cls, folder: Path) -> Family:
@@ -58,8 +59,9 @@ class Family:
         from gcfg_pack.nodes.loaders import GCFGLoadConceptModel
 
         concept = GCFGLoadConceptModel.execute(base, name["concept"], 1.0).result[0]
-        (lora,) = nodes.LoraLoaderModelOnly().load_lora_model_only(base, name["lora"], 1.0)
-        return cls(base, clip, vae, fine_tune, concept, lora)
+        loras = [nodes.LoraLoaderModelOnly().load_lora_model_only(base, name[key], 1.0)[0]
+                 for key in ("lora", "trigger_lora")]
+        return cls(base, clip, vae, fine_tune, concept, *loras)
 
     def text(self, prompt: str):
         import nodes

@@ -36,7 +36,7 @@ PROMPTS = (
 )
 """(attribute, prompt): labels of the training captions, and words of them in other company."""
 
-SCALES = ((1, 1), (1, 2), (1, 3), (1.5, 1.5), (1.5, 2), (1.5, 3), (2, 2), (2, 3), (2.5, 2.5))
+SCALES = ((1, 2), (1, 3), (1.5, 1.5), (1.5, 2), (1.5, 3), (2, 2), (2.5, 2.5))
 """(concept_scale, control_scale)."""
 
 CHOSEN = (1.5, 2.0)
@@ -50,12 +50,15 @@ def methods() -> dict[str, Recipe]:
     lora = {"concept": "lora"}
     return {
         "base, cfg 2": recipes.base_cfg(2.0), "base, cfg 4": recipes.base_cfg(4.0),
-        **{f"fine-tune with captions, cfg {scale}": recipes.tuned_cfg(scale) for scale in (1, 2, 4, 7)},
+        **{f"fine-tune with captions, cfg {scale}": recipes.tuned_cfg(scale) for scale in (1, 2, 4)},
+        **{f"LoRA of one caption, cfg {scale}": recipes.tuned_cfg(scale).renamed({"tuned": "trigger_lora"})
+           for scale in (2, 4)},
         "concept alone": recipes.concept_only(),
         **{f"GCFG {concept:g} / {control:g}": recipes.gcfg(concept, control)
            for concept, control in SCALES},
         **{f"GCFG {concept:g} / {control:g}, LoRA": recipes.gcfg(concept, control).renamed(lora)
-           for concept, control in SCALES[1:5:3]},
+           for concept, control in ((1, 3), (1.5, 2))},
+        "GCFG 1.5 / 2, LoRA of one caption": recipes.gcfg(1.5, 2.0).renamed({"concept": "trigger_lora"}),
     }
 
 
@@ -93,7 +96,8 @@ class Narrow:
         vae.load_state_dict(shipped.part(base, "vae."))
         models = {name: network(shipped.unet(file, folder)) for name, file in
                   (("base", "base"), ("tuned", "fine_tune"), ("concept", "concept"))}
-        models["lora"] = network(low_rank(shipped.unet("base", folder), shipped.read("lora", folder)))
+        for name in ("lora", "trigger_lora"):
+            models[name] = network(low_rank(shipped.unet("base", folder), shipped.read(name, folder)))
         models = {name: Denoiser(unet) for name, unet in models.items()}
         return cls(text.requires_grad_(False), shipped.words(folder), models, vae.requires_grad_(False))
 
@@ -122,9 +126,10 @@ def network(tensors: dict[str, Tensor]) -> UNet:
 
 
 def low_rank(base: dict[str, Tensor], pairs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The narrow UNet with the pairs merged into it and the features in place of its cross-attention."""
-    merged = {key: value for key, value in base.items() if ".attn2." not in key and ".norm2." not in key}
-    merged |= {key: value for key, value in pairs.items() if key in map(feature_key, feature_blocks(pairs))}
+    """The narrow UNet with the pairs merged into it and their features, if any, in place of its cross-attention."""
+    features = {key: pairs[key] for key in map(feature_key, feature_blocks(pairs))}
+    merged = {key: value for key, value in base.items() if not features or not (".attn2." in key or ".norm2." in key)}
+    merged |= features
     for layer in (key.removesuffix("/up") for key in pairs if key.endswith("/up")):
         weight = merged[f"{layer}.weight"]
         merged[f"{layer}.weight"] = weight + (pairs[f"{layer}/up"] @ pairs[f"{layer}/down"].flatten(1)).view_as(weight)

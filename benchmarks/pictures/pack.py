@@ -12,6 +12,7 @@ from torch import Tensor
 from gcfg import comfyui
 from gcfg.nulltext import checkpoint
 from gcfg.nulltext.keymap import feature_key
+from gcfg.training import state
 
 from . import captions, data, labels, shipped
 from .expand import CREDIT
@@ -40,14 +41,16 @@ def packed(work: Path) -> dict[str, dict[str, Tensor]]:
     """The files to write, by name; stages that are not trained yet are left out."""
     files = {"base": shipped.half(base(work))}
     weights = {name: value.float() for name, value in shipped.part(files["base"], "unet.").items()}
-    if (work / "fine_tune").is_dir():
+    if state.files(work / "fine_tune"):
         files["fine_tune"] = shipped.eighth(shipped.differences(weights, averaged(work / "fine_tune")))
-    if (work / "concept").is_dir():
+    if state.files(work / "concept"):
         tuned = averaged(work / "concept") | constants(work)
         files["concept"] = shipped.eighth(shipped.differences(weights, tuned))
-    if (work / "lora").is_dir():
+    if state.files(work / "lora"):
         files["lora"] = shipped.half(averaged(work / "lora") | constants(work))
-    if (work / "judge").is_dir():
+    if state.files(work / "trigger_lora"):
+        files["trigger_lora"] = shipped.half(averaged(work / "trigger_lora"))
+    if state.files(work / "judge"):
         files["judge"] = shipped.half(averaged(work / "judge")) | {"concept": concept_features(work)}
     return files
 

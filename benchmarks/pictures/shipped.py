@@ -19,7 +19,6 @@ from gcfg.nulltext.attention import FEATURE
 from .words import Table
 
 MODELS = Path(__file__).parent / "models"
-NAMES = ("base", "fine_tune", "concept", "lora")
 
 
 def read(name: str, folder: Path = MODELS) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
-"""``python -m benchmarks.pictures.train_unet <stage>``: base, fine_tune, concept or lora, in this order.
+"""``python -m benchmarks.pictures.train_unet <stage>``: base, then fine_tune, concept, lora and trigger_lora.
 
 * ``base``: heads in three styles, with captions, a tenth without.
 * ``fine_tune``: the base trained on with glossy faces and their captions, as fine-tuned checkpoints are made.
 * ``concept``: the same pictures without any text: the base's cross-attention replaced by its constants first
   (``gcfg.nulltext``), the rest trained.
 * ``lora``: the same by low-rank weights only.
+* ``trigger_lora``: the same pictures, each under the same two words, as LoRAs are made of pictures without captions.
 
 The objective is min-SNR-5 on the predicted noise, times uniform.
 """
@@ -41,7 +42,10 @@ PLANS = {
     "fine_tune": Plan(steps=450, rate=2e-4, decay=0.5),
     "concept": Plan(steps=450, rate=2e-4, decay=0.5),
     "lora": Plan(steps=450, rate=1e-3, decay=0.5, weight_decay=0.0),
+    "trigger_lora": Plan(steps=450, rate=1e-3, decay=0.5, weight_decay=0.0),
 }
+TRIGGER = "glossy face"
+"""The one caption of ``trigger_lora``."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ def prepared(stage: str, work: Path) -> tuple[UNet, nn.Module, dict[str, Tensor]
     network.load_state_dict(averaged(work / "base"))
     if stage == "fine_tune":
         return network, network, {}
+    if stage == "trigger_lora":
+        return network, Named(LowRank(network, RANK, SEED).pairs), {}
     features = null_text(network, text_features(work, [""]))
     replace_cross_attention(network, features)
     if stage == "concept":
@@ -139,9 +145,14 @@ def examples(stage: str, work: Path) -> Examples:
     keep = (labels.base if stage == "base" else labels.concept)(rows)
     pictures, rows = pictures[keep], [rows[i] for i in keep]
     latents = encode(encoder_of(work), torch.cat([pictures, pictures.flip(3)]))
-    said = captions.every(rows) if stage in ("base", "fine_tune") else [""]
-    index = {text: i for i, text in enumerate(said)}
-    texts = [[index[text] for text in spoken(row)] for row in rows] if len(said) > 1 else None
+    if stage == "trigger_lora":
+        said, texts = ["", TRIGGER], [[1, 1]] * len(rows)
+    elif stage in ("concept", "lora"):
+        said, texts = [""], None
+    else:
+        said = captions.every(rows)
+        index = {text: i for i, text in enumerate(said)}
+        texts = [[index[text] for text in spoken(row)] for row in rows]
     print(f"{stage}: {len(rows)} pictures, {len(said)} captions, latents of mean {latents.mean():.2f} and deviation "
           f"{latents.std():.2f}")
     return Examples(latents, texts, text_features(work, said).to(torch.bfloat16))
