@@ -39,7 +39,7 @@ PROMPTS = (
 SCALES = ((1, 2), (1, 3), (1.5, 1.5), (1.5, 2), (1.5, 3), (2, 2), (2.5, 2.5))
 """(concept_scale, control_scale)."""
 
-CHOSEN = (1.5, 2.0)
+CHOSEN = (1.5, 3.0)
 """The scales of the headline picture and of the test of the effect."""
 
 SEEDS = 8

@@ -1,6 +1,6 @@
 """``python -m benchmarks.pictures.sheet``: the headline picture, by the stock KSampler and KSampler (GCFG) of ComfyUI.
 
-A row for each prompt; in each column the same seeds: base, fine-tune, concept alone, GCFG.
+A row for each prompt, the same seeds in each column. The concept is run as it is, at cfg 1.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from . import host, shipped
 from .expand import expand
 from .measure import CHOSEN
 
-PROMPTS = ("smiling face with sunglasses", "loudly crying face", "smiling face with halo", "smiling face with horns")
+PROMPTS = ("smiling face with sunglasses", "loudly crying face", "smiling face with halo", "cowboy hat face")
 SEEDS = (1, 2, 3)
 ZOOM, GAP, LABEL = 2, 28, 30
-COLUMNS = ("base", "fine-tuned with captions", "concept, without captions", "GCFG: base + concept")
+COLUMNS = ("base", "fine-tuned, with captions", "fine-tuned, without captions: the concept", "GCFG: base + concept")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ if not (shipped.MODELS / "judge.safetensors").is_file():
     pytest.skip("the shipped weights are not in this checkout (benchmarks/pictures/models)", allow_module_level=True)
 
 SEEDS = range(100, 103)
-PROMPTS = [prompt for prompt in measure.PROMPTS if prompt[0] in ("sunglasses", "crying", "halo")]
+PROMPTS = [prompt for prompt in measure.PROMPTS if prompt[0] in ("sunglasses", "halo")]
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,13 @@ def seen(family, eye, recipe, prompts=PROMPTS, seeds=SEEDS) -> tuple[float, floa
     return float(shown.float().mean()), frechet_distance(moments(features), moments(concept))
 
 
-def test_gcfg_shows_what_the_fine_tune_ignores_and_looks_as_the_base_does_not(family, eye):
+def test_gcfg_shows_what_the_concept_ignores_and_looks_as_the_base_does_not(family, eye):
+    """What was fine-tuned without captions follows no prompt, the base has another look; together they have both."""
     asked, near = seen(family, eye, recipes.gcfg(*measure.CHOSEN))
     _, base_distance = seen(family, eye, recipes.base_cfg(4.0))
-    tuned, _ = seen(family, eye, recipes.tuned_cfg(4.0))
-    alone, _ = seen(family, eye, recipes.concept_only())
-    assert asked > tuned and asked > alone + 0.3
-    assert near < base_distance
+    alone, _ = seen(family, eye, recipes.concept_only(), PROMPTS[:1])
+    assert asked > 0.8 and alone < 0.2
+    assert near < 0.7 * base_distance
 
 
 def test_the_table_reads_what_it_does_not_know_as_one_word():
