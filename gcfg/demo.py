@@ -41,13 +41,17 @@ def run(arguments: argparse.Namespace) -> None:
 
     from .miniature import make, show, store
 
+    threads, folder = torch.get_num_threads(), arguments.models or (
+        Path("gcfg_demo_models") if arguments.train else store.SHIPPED)
     torch.set_num_threads(1)  # tiny layers: a second thread waits more than it works, above all on a busy machine
-    folder = arguments.models or (Path("gcfg_demo_models") if arguments.train else store.SHIPPED)
-    if arguments.train:
-        make.denoisers(folder, arguments.seed, ProgressBar, fresh=True)
-        make.classifier(folder, ProgressBar, fresh=True)
-    models, classifier = store.load_all(folder)
-    rows = show.compare(models, classifier, arguments.count, arguments.seed, ProgressBar("sampling"))
+    try:
+        if arguments.train:
+            make.denoisers(folder, arguments.seed, ProgressBar, fresh=True)
+            make.classifier(folder, ProgressBar, fresh=True)
+        models, classifier = store.load_all(folder)
+        rows = show.compare(models, classifier, arguments.count, arguments.seed, ProgressBar("sampling"))
+    finally:
+        torch.set_num_threads(threads)
     print(table(show.HEAD, [row.cells() for row in rows]))
     print(show.LEGEND)
     print("\n" + textwrap.fill(show.conclusion(rows), 100))

@@ -2,22 +2,29 @@
 
 The settings are those of the node Train Concept Model, under the same names, and those of Concept Image Folder;
 'checkpoint' names the file of the base model. Needs ComfyUI on this machine, whose models it trains. On several GPUs:
-torchrun --nproc-per-node 4 -m gcfg train run.toml. Ctrl-C saves and stops.
+torchrun --nproc-per-node 4 -m gcfg train run.toml. Ctrl-C or SIGTERM saves and stops; the same command then goes on.
+The config.toml in a run's folder goes on with that run wherever the folder lies.
 """
 
 from __future__ import annotations
 
 import argparse
 import signal
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from . import comfyui, environment
 from .terminal import ProgressBar
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", type=Path, help="a TOML file, such as the config.toml of a run's folder")
+    parser.add_argument("--checkpoint", default="", help="file of the base model, in place of that of the settings")
+    parser.add_argument("--folder", default="", help="folder of the pictures, in place of that of the settings")
     parser.add_argument("--comfyui", default="", help="folder of ComfyUI (default: found)")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU")
 
@@ -28,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: settings, pictures or a base model that cannot be used; a loss that is not finite.
         OSError: no ComfyUI, no file, or no space.
-        RuntimeError: out of memory.
+        RuntimeError: out of memory, or another process is at work on the run.
         KeyboardInterrupt: after the state was saved.
     """
     from .training.settings import Settings
@@ -40,24 +47,34 @@ def launch(arguments: argparse.Namespace, form: type, trainer: str) -> None:
     """Run one of the trainers of ``host.training.command_line`` with settings of a form, in a host started for it."""
     from .training import settings as files
 
-    settings = located(files.read(arguments.settings, form), arguments.settings.resolve().parent)
+    here = arguments.settings.resolve().parent
+    settings = located(files.read(arguments.settings, form), here)
+    named = {name: str(Path(path).expanduser().resolve()) for name in ("checkpoint", "folder")
+             if (path := getattr(arguments, name))}
+    goes_on = (here / "states").is_dir()
+    settings = replace(settings, **named | ({"output": str(here.parent)} if goes_on else {}))
     if not settings.checkpoint or not Path(settings.checkpoint).is_file():
-        raise FileNotFoundError(f"the base model '{settings.checkpoint}' is not there; 'checkpoint' in "
-                                f"{arguments.settings.name} must name the file of a checkpoint.")
+        raise FileNotFoundError(f"the base model '{settings.checkpoint}' is not there; name the file of a checkpoint "
+                                f"with --checkpoint, or as 'checkpoint' in {arguments.settings.name}.")
     host = comfyui.find(arguments.comfyui or settings.comfyui)
     import torch
 
     cuda = torch.cuda.is_available() and not arguments.cpu
     if cuda:
         torch.cuda.set_device(environment.local_rank())
-    comfyui.start(host, cpu=not cuda)
-    from .host.training import command_line
-    from .training import distributed
+    with Interruption() as interruption:
+        comfyui.start(host, cpu=not cuda)
+        from .host.training import command_line
+        from .training import distributed
 
-    with distributed.joined(cuda), Interruption() as interruption:
-        getattr(command_line, trainer)(settings, interruption, ProgressBar if distributed.rank() == 0 else None)
-        if interruption.asked:
-            raise KeyboardInterrupt
+        with distributed.joined(cuda):
+            first = distributed.rank() == 0
+            made = getattr(command_line, trainer)(settings, interruption, ProgressBar if first else None,
+                                                  here if goes_on else None)
+            if interruption.asked:
+                raise KeyboardInterrupt
+            if first:
+                print(made)
 
 
 def located(settings, folder: Path):
@@ -71,18 +88,35 @@ def located(settings, folder: Path):
 
 
 class Interruption:
-    """Within, the first Ctrl-C is noted in ``asked``; the second one interrupts as ever."""
+    """Within, Ctrl-C and signals that ask a process to end interrupt at once, or are noted while it is ``patient``.
+
+    Attributes:
+        patient: True while a run would lose something: then the first signal sets ``asked``, and a Ctrl-C more than a
+            second later interrupts as ever (one Ctrl-C reaches the processes of torchrun twice).
+        asked: whether to save and stop.
+    """
 
     def __init__(self):
-        self.asked = False
+        self.asked = self.patient = False
+        self._at = 0.0
 
     def __enter__(self) -> Interruption:
-        self._before = signal.signal(signal.SIGINT, self._note)
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        for number, handler in self._before.items():
+            if handler is not signal.SIG_IGN:  # nohup
+                signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _note(self, *_) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _note(self, number: int, frame: object) -> None:
+        if not self.patient:
+            raise KeyboardInterrupt
+        if self.asked:
+            if number == signal.SIGINT and time.monotonic() - self._at > 1.0:
+                raise KeyboardInterrupt
+            return
+        self.asked, self._at = True, time.monotonic()
+        print("saving after this step, then stopping", file=sys.stderr, flush=True)

@@ -2,12 +2,14 @@
 
 import comfy.model_management
 import comfy.utils
+import torch
 from comfy_api.latest import io, ui
 
 from ..gcfg.host.training import images
 from ..gcfg.host.training import train as training
 from ..gcfg.host.training.preview import NodeWatch
 from ..gcfg.training import settings as choices
+from ..gcfg.training.contact_sheet import contact_sheet
 from ..gcfg.training.data import Source
 from ..gcfg.training.settings import Settings
 from .hosts import advanced as folded
@@ -51,6 +53,9 @@ class GCFGImageFolder(io.ComfyNode):
                 ImagesSocket.Output("images", display_name="images", tooltip="The pictures, for Train Concept Model."),
                 io.String.Output("report", display_name="report",
                                  tooltip="How many pictures there are, which files were skipped, and why."),
+                io.Image.Output("sheet", display_name="sheet", tooltip=(
+                    "Pictures as they are cut, by size, and the files that were skipped: what is trained on at a "
+                    "glance.")),
             ],
         )
 
@@ -64,7 +69,8 @@ class GCFGImageFolder(io.ComfyNode):
         bar = comfy.utils.ProgressBar(1)
         source = Source(str(images.locate(folder)), resolution, crop == "square", flip)
         found = images.prepare(source, vae, progress=bar.update_absolute)
-        return io.NodeOutput(found, found.latents.report())
+        sheet = torch.from_numpy(contact_sheet(source, found.latents)).float().div(255).unsqueeze(0)
+        return io.NodeOutput(found, found.latents.report(), sheet)
 
 
 class GCFGTrainConceptModel(io.ComfyNode):
@@ -80,7 +86,9 @@ class GCFGTrainConceptModel(io.ComfyNode):
             **aliases("fine-tune", "dreambooth", "train lora", "lora", "personalization", "style",
                       "textual inversion"),
             inputs=[
-                io.Model.Input("model", tooltip="The base model, SD1.5 or SDXL class. It is not changed."),
+                io.Model.Input("model", tooltip=(
+                    "The base model. SD1.5 and SDXL classes become null-text models; transformers (SD3.5, Flux, "
+                    "Qwen-Image, Z-Image, Wan) get a LoRA. It is not changed.")),
                 io.Clip.Input("clip", tooltip="The base's text encoder, for the null text and the previews' prompt."),
                 ImagesSocket.Input("images", tooltip="The pictures, from Concept Image Folder."),
                 io.String.Input("run_name", default=DEFAULT.run_name, tooltip=(
@@ -107,7 +115,7 @@ class GCFGTrainConceptModel(io.ComfyNode):
                     "Steps between saves. A crash costs at most that many; an interruption costs none.")),
                 io.Int.Input("preview_every", default=DEFAULT.preview_every, min=0, max=1_000_000, tooltip=(
                     "Steps between previews, sampled from base and concept together. 0 for none.")),
-                advanced(io.String, "preview_prompt", "Control prompt of the previews."),
+                advanced(io.String, "preview_prompt", "Control prompts of the previews, one a line.", multiline=True),
                 advanced(io.Int, "preview_steps", "Sampling steps of the previews.", min=1, max=1000),
                 advanced(io.Int, "held_out", "Pictures that are only measured on, at most a tenth of all.", min=0,
                          max=10_000),
@@ -138,6 +146,21 @@ class GCFGTrainConceptModel(io.ComfyNode):
                          min=0.0, max=100.0, step=0.5),
                 advanced(io.Float, "noise_offset", "Random brightness of the noise, 0.05 is usual. 0: off.", min=0.0,
                          max=1.0, step=0.01),
+                advanced(io.Int, "keep", "Saved states that are kept; one more lies there while it is written.", min=1,
+                         max=100),
+                advanced(io.Int, "export_every", (
+                    "Steps between concept models that are kept under the number of their step, at saves. 0: only "
+                    "the newest."), min=0, max=1_000_000),
+                advanced(io.String, "preview_scales", "Concept scales that a preview shows side by side."),
+                advanced(io.Int, "preview_count", "Pictures of a preview for each prompt and scale.", min=1, max=16),
+                advanced(io.Combo, "timesteps", (
+                    "Which noise levels are trained most. logit-normal favours the middle, as flow models (SD3, Flux) "
+                    "are trained."), options=list(choices.TIMESTEPS)),
+                advanced(io.String, "repeats", (
+                    "How often pictures of sub-folders count in an epoch, such as: close_ups = 3, sketches = 2.")),
+                advanced(io.Float, "undistill", (
+                    "For a base with distilled guidance (Flux.1 dev: 3.5): keeps the distillation while training. 0 "
+                    "for all others."), min=0.0, max=30.0, step=0.1),
             ],
             outputs=[
                 io.Model.Output("concept_model", display_name="concept_model", tooltip=(
@@ -147,6 +170,11 @@ class GCFGTrainConceptModel(io.ComfyNode):
                     "The run's folder: concept model, previews, losses, and all that is needed to go on.")),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, run_name=DEFAULT.run_name, **others):
+        """Runs again, rather than being taken from the host's cache, once the run's folder is gone."""
+        return bool(run_name) and training.run_folder(Settings(run_name=run_name)).states.is_dir()
 
     @classmethod
     @plain_errors

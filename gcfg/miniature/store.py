@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from ..files import write_tensors
 from ..nulltext.attention import cross_attention_blocks, replace_cross_attention
 from .metrics import Classifier
 from .model import Denoiser
@@ -24,10 +25,7 @@ def path_of(folder: Path, name: str) -> Path:
 
 def save(model: nn.Module, folder: Path, name: str) -> None:
     """Write a model in float16, under its final name only once it is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{name}.part"
-    save_file({key: value.half().contiguous() for key, value in model.state_dict().items()}, part)
-    part.replace(path_of(folder, name))
+    write_tensors(path_of(folder, name), {key: value.half() for key, value in model.state_dict().items()}, {})
 
 
 def load(folder: Path, name: str) -> nn.Module:

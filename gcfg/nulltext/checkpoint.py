@@ -6,7 +6,6 @@ process. Nothing is unpickled but plain tensors.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -18,16 +17,12 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from .. import files
+
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 HEADER_LIMIT = 100_000_000
 """Bytes that a safetensors header may have, as in the reference implementation."""
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}
 
 
 class CheckpointError(ValueError):
@@ -77,27 +72,8 @@ def locate(path: str | os.PathLike, roots: Iterable[str | os.PathLike] | None = 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file in one step: it appears complete, or the old one stays (OSError if it cannot be)."""
-    from safetensors.torch import save_file
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, temporary, dict(metadata))
-        _flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # folders cannot be flushed everywhere; the file itself is safe by now
-        _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    files.clear_remains(Path(path).parent, older_than=3600.0)
+    files.write_tensors(path, tensors, metadata)
 
 
 def _read_pickle(file: BinaryIO, name: str) -> dict[str, Tensor]:
@@ -127,27 +103,45 @@ def _read_pickle(file: BinaryIO, name: str) -> dict[str, Tensor]:
 
 def _read_safetensors(file: BinaryIO, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Header and tensors of an open safetensors file, everything checked against the size of the file."""
+    entries, metadata, start = read_header(file, name)
+    return {key: read_tensor(file, entry, start, name) for key, entry in entries.items()}, metadata
+
+
+def read_header(file: BinaryIO, name: str) -> tuple[dict[str, dict], dict[str, str], int]:
+    """The entries of an open safetensors file, its metadata, and where the data begin.
+
+    Afterwards ``read_tensor`` is safe for every entry: all lie in the file, side by side, as large as their types say.
+
+    Raises:
+        CheckpointError: the file is broken.
+    """
     size = os.fstat(file.fileno()).st_size
-    entries, metadata, start = _read_header(file, size, name)
-    tensors, position = {}, 0
+    entries, metadata, start = _parse_header(file, size, name)
+    position = 0
     for key, entry in sorted(entries.items(), key=lambda item: (_offsets(item[1], name), item[0])):
         begin, end = _offsets(entry, name)
-        dtype, shape = _DTYPES.get(entry.get("dtype")), entry.get("shape")
+        dtype, shape = files.TYPES.get(entry.get("dtype")), entry.get("shape")
         if dtype is None or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise _broken(name, f"the entry '{key}' has no known type and shape")
         if begin != position or end - begin != math.prod(shape) * dtype.itemsize or start + end > size:
             raise _broken(name, f"'{key}' lies outside the file or overlaps another tensor, so the file was cut short "
                                 "or altered")
-        tensor = torch.empty(shape, dtype=dtype)
-        _fill(file, tensor, name)
-        tensors[key], position = tensor, end
+        position = end
     if start + position != size:
         raise _broken(name, "it holds bytes that belong to no tensor")
-    return {key: tensors[key] for key in entries}, metadata
+    return entries, metadata, start
 
 
-def _read_header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, dict], dict[str, str], int]:
-    """The entries, the metadata and where the data begins."""
+def read_tensor(file: BinaryIO, entry: Mapping, start: int, name: str) -> Tensor:
+    """One tensor of an open safetensors file, for an entry of ``read_header``."""
+    tensor = torch.empty(entry["shape"], dtype=files.TYPES[entry["dtype"]])
+    file.seek(start + entry["data_offsets"][0])
+    _fill(file, tensor, name)
+    return tensor
+
+
+def _parse_header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, dict], dict[str, str], int]:
+    """The entries, the metadata and where the data begin."""
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(HEADER_LIMIT, size - 8):
         raise _broken(name, f"its header claims {length} bytes, but the file has {size}")

@@ -5,20 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .. import files
 from . import pictures
-from .randomness import generator
+from .randomness import seed_of
 
 Encode = Callable[[Tensor], Tensor]
 """Pictures (B, H, W, 3) in [0, 1] -> latents (B, C, h, w), before the model's own scaling."""
 INDEX = "index.jsonl"
+UNUSED = 60 * 86400.0
+"""Seconds after which latents that no run asked for are deleted."""
+
+
+class LatentsGone(OSError):
+    """Latents that cannot be read any more; the message names the picture."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +41,27 @@ class Source:
 
 @dataclass(frozen=True)
 class Latent:
-    """One picture's latents on disk, float16, (1 or 2, C, h, w): as it is, and mirrored."""
+    """One picture's latents on disk, float16, (1 or 2, C, h, w): as it is, and mirrored.
+
+    Attributes:
+        file: of the picture, seen from its folder.
+        path: of the latents.
+        shape: (C, h, w).
+        content: a hash of the picture's bytes.
+    """
 
     file: str
     path: str
     shape: tuple[int, int, int]
+    content: str = field(default="", kw_only=True)
 
     def load(self, mirrored: bool) -> Tensor:
-        """(C, h, w), float32."""
-        copies = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        return torch.from_numpy(np.array(copies[min(int(mirrored), len(copies) - 1)], dtype=np.float32))
+        """(C, h, w), float32; LatentsGone if they cannot be read."""
+        try:
+            copies = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            return torch.from_numpy(np.array(copies[min(int(mirrored), len(copies) - 1)], dtype=np.float32))
+        except (OSError, ValueError, EOFError) as error:
+            raise LatentsGone(f"the latents of '{self.file}' cannot be read any more ({error}).") from error
 
 
 @dataclass(frozen=True)
@@ -64,12 +83,14 @@ def cache(source: Source, folder: str | Path, autoencoder: str, encode: Encode,
           progress: Callable[[int, int], None] = lambda done, total: None) -> Latents:
     """Encode what is not in the cache yet.
 
-    Interrupting it loses nothing: every latent is on disk once it is made, and is found again.
+    Latents belong to a picture's content, not to its name: moved folders and copies on other machines are found again.
+    Interrupting it loses nothing: every latent is on disk once it is made. What could not be used is tried again the
+    next time. Latents that nobody asked for in sixty days are deleted.
 
     Args:
         source: the pictures.
         folder: where caches are kept; files of one autoencoder and setting get a folder of their own.
-        autoencoder: a text that identifies it.
+        autoencoder: a text that identifies it and the precision it computes in.
         encode: the autoencoder.
         progress: called with (files done, files in all), may raise to stop.
 
@@ -77,131 +98,145 @@ def cache(source: Source, folder: str | Path, autoencoder: str, encode: Encode,
         ValueError: no usable picture.
     """
     name = hashlib.sha256(repr((autoencoder, source.resolution, source.square, source.flip)).encode()).hexdigest()[:16]
-    place = Path(folder) / name
+    place, paths = Path(folder) / name, pictures.files(source.folder)
     place.mkdir(parents=True, exist_ok=True)
-    known, paths = _read_index(place / INDEX), pictures.files(source.folder)
+    files.clear_remains(place, older_than=3600.0)
     root = Path(source.folder).expanduser()
     found, skipped = [], []
-    with open(place / INDEX, "a", encoding="utf-8") as index:
+    with _Index(place) as index:
         for number, path in enumerate(paths, 1):
-            key, file = _key(path), path.relative_to(root).as_posix()
-            entry = known.get(key)
-            if entry is None or not _usable(entry, place / f"{key}.npy"):
-                entry = _encode(path, place / f"{key}.npy", source, encode)
-                index.write(json.dumps({"key": key, **entry}) + "\n")
-                index.flush()
-            if "error" in entry:
-                skipped.append((file, entry["error"]))
-            else:
-                found.append(Latent(file, str(place / f"{key}.npy"), tuple(entry["shape"])))
+            file = path.relative_to(root).as_posix()
+            try:
+                pictures.check_kind(path)
+                content = index.content_of(path)
+                entry = index.entry(content) or index.add(content, _encode(path, index.path(content), source, encode))
+                found.append(Latent(file, str(index.path(content)), tuple(entry["shape"]), content=content))
+            except pictures.BadPicture as error:
+                skipped.append((file, str(error)))
             progress(number, len(paths))
+        index.clear()
     if not found:
         reasons = "; ".join(f"{file}: {reason}" for file, reason in skipped[:3])
         raise ValueError(f"no file in '{source.folder}' is a picture that can be trained on ({reasons}).")
     return Latents(tuple(found), tuple(skipped))
 
 
-def _key(path: Path) -> str:
-    """A name for a file as it is now: place, size, time of its last change."""
-    state = path.stat()
-    return hashlib.sha256(repr((str(path.resolve()), state.st_size, state.st_mtime_ns)).encode()).hexdigest()[:24]
+class _Index:
+    """Which content a file has, and which latents a content has, in a file of JSON lines; the last line of a key wins.
+
+    Args:
+        place: folder of the latents.
+    """
+
+    def __init__(self, place: Path):
+        self.place = place
+        self.known: dict[str, dict] = {}
+
+    def __enter__(self) -> _Index:
+        if (self.place / INDEX).exists():
+            for line in (self.place / INDEX).read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self.known[entry.pop("key")] = entry
+                except (ValueError, KeyError, AttributeError, TypeError):  # cut short
+                    continue
+        self.file = open(self.place / INDEX, "a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def path(self, content: str) -> Path:
+        return self.place / f"{content}.npy"
+
+    def add(self, key: str, entry: dict) -> dict:
+        self.known[key] = entry
+        self.file.write(json.dumps({"key": key, **entry}) + "\n")
+        self.file.flush()
+        return entry
+
+    def content_of(self, path: Path) -> str:
+        """A hash of a file's bytes, read again only when place, size or time of the file have changed."""
+        try:
+            state = path.stat()
+            place = repr((str(path.resolve()), state.st_size, state.st_mtime_ns))
+            key = hashlib.sha256(place.encode()).hexdigest()[:24]
+            known = self.known.get(key, {}).get("content")
+            if known:
+                return known
+            with open(path, "rb") as file:
+                digest = hashlib.blake2b(digest_size=12)
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise pictures.BadPicture(f"it cannot be read ({error.strerror or error})") from error
+        return self.add(key, {"content": digest.hexdigest()})["content"]
+
+    def entry(self, content: str) -> dict | None:
+        """What is known of latents that are whole; they count as used from now on."""
+        entry, path = self.known.get(content), self.path(content)
+        try:
+            if entry is None or path.stat().st_size != entry["bytes"]:
+                return None
+            os.utime(path)
+        except OSError:
+            return None
+        return entry
+
+    def clear(self) -> None:
+        """Delete latents that were not used for long."""
+        for path in self.place.glob("*.npy"):
+            if time.time() - path.stat().st_mtime > UNUSED:
+                path.unlink(missing_ok=True)
 
 
 def _encode(path: Path, target: Path, source: Source, encode: Encode) -> dict:
-    """Write a picture's latents; its entry in the index."""
-    try:
-        picture = pictures.load(path, source.resolution, source.square)
-    except pictures.BadPicture as error:
-        return {"error": str(error)}
+    """Write a picture's latents; their entry in the index."""
+    picture = pictures.load(path, source.resolution, source.square)
     copies = torch.stack([picture, picture.flip(1)] if source.flip else [picture])
     latents = torch.cat([encode(copy[None]) for copy in copies]).to("cpu", torch.float16)
     if not torch.isfinite(latents).all():
-        return {"error": "the autoencoder gives values that are not finite"}
+        raise pictures.BadPicture("the autoencoder gives values that are not finite; try it in float32 (--fp32-vae)")
     store(target, latents.numpy())
     return {"shape": list(latents.shape[1:]), "bytes": target.stat().st_size}
 
 
 def store(target: Path, values: np.ndarray) -> None:
     """Write an array in one step."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, values, allow_pickle=False)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(target, durable=False) as file:
+        np.save(file, values, allow_pickle=False)
 
 
-def _usable(entry: dict, path: Path) -> bool:
-    """Whether an entry's file is whole."""
-    if "error" in entry:
-        return True
-    try:
-        return path.stat().st_size == entry["bytes"]
-    except OSError:
-        return False
+def split(latents: Sequence[Latent], held_out: int, seed: int, before: Sequence[str] = ()
+          ) -> tuple[list[Latent], list[Latent]]:
+    """Pictures to train on, and at most a tenth of them that are held out.
 
+    Chosen by content, so that copies of one picture stay together and added pictures change nothing.
 
-def _read_index(path: Path) -> dict[str, dict]:
-    """The last entry of every key; lines that were cut short count as unknown."""
-    entries = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                entries[entry.pop("key")] = entry
-            except (ValueError, KeyError, AttributeError):
-                continue
-    return entries
-
-
-def split(latents: Sequence[Latent], held_out: int, seed: int) -> tuple[list[Latent], list[Latent]]:
-    """Pictures to train on, and at most a tenth of them that are held out."""
-    order = torch.randperm(len(latents), generator=generator(seed, "held out")).tolist()
-    count = min(held_out, len(latents) // 10)
-    return [latents[i] for i in sorted(order[count:])], [latents[i] for i in sorted(order[:count])]
-
-
-class Order:
-    """Which pictures each step sees: every epoch all of them in a new order, from the seed and the step alone.
-
-    A batch holds pictures of one shape as far as an epoch has enough of that shape; what is left fills mixed batches,
-    the last of which is completed from the epoch's beginning.
+    Args:
+        latents: all of them.
+        held_out: how many at most.
+        seed: of the choice.
+        before: contents that were held out when the run began; none of the others are then.
     """
-
-    def __init__(self, shapes: Sequence[tuple[int, ...]], batch: int, seed: int):
-        self.shapes, self.batch, self.seed = shapes, batch, seed
-        self.per_epoch = -(-len(shapes) // batch)
-        self._epoch, self._batches = -1, []
-
-    def at(self, step: int) -> list[int]:
-        """The pictures of a step, counted from 0."""
-        epoch, place = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._batches = epoch, self._make(epoch)
-        return self._batches[place]
-
-    def _make(self, epoch: int) -> list[list[int]]:
-        source = generator(self.seed, "order", epoch)
-        order = torch.randperm(len(self.shapes), generator=source).tolist()
-        batches, rest = [], []
-        by_shape: dict[tuple, list[int]] = {}
-        for i in order:
-            by_shape.setdefault(self.shapes[i], []).append(i)
-        for members in by_shape.values():
-            whole = len(members) // self.batch * self.batch
-            batches += [members[k:k + self.batch] for k in range(0, whole, self.batch)]
-            rest += members[whole:]
-        if rest:
-            missing = -len(rest) % self.batch
-            rest += (order * (missing // len(order) + 1))[:missing]
-            batches += [rest[k:k + self.batch] for k in range(0, len(rest), self.batch)]
-        return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]
+    contents = sorted({latent.content for latent in latents}, key=lambda content: seed_of(seed, "held out", content))
+    chosen = set(before) or set(contents[:min(held_out, len(contents) // 10)])
+    return ([latent for latent in latents if latent.content not in chosen],
+            [latent for latent in latents if latent.content in chosen])
 
 
-def micro_batches(shapes: Mapping[int, tuple[int, ...]], size: int) -> list[list[int]]:
-    """Places of a batch, given with their shapes, in groups of one shape and at most ``size``."""
-    by_shape: dict[tuple, list[int]] = {}
-    for place, shape in shapes.items():
-        by_shape.setdefault(shape, []).append(place)
-    return [members[k:k + size] for members in by_shape.values() for k in range(0, len(members), size)]
+def repeated(latents: Sequence[Latent], times: Mapping[str, int]) -> list[Latent]:
+    """Pictures as often as their sub-folder says; 0 leaves them out.
+
+    Raises:
+        ValueError: a folder that holds none of them, or nothing is left.
+    """
+    folders = {latent.file: {parent.as_posix() for parent in PurePosixPath(latent.file).parents} for latent in latents}
+    unknown = [name for name in times if not any(name in found for found in folders.values())]
+    if unknown:
+        raise ValueError(f"repeats names '{unknown[0]}', and no picture lies in a sub-folder of that name.")
+    found = [latent for latent in latents
+             for _ in range(next((count for name, count in times.items() if name in folders[latent.file]), 1))]
+    if not found:
+        raise ValueError("repeats leaves no picture to train on.")
+    return found

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
+from .. import files
 from . import settings as settings_file
 from .settings import Settings, SettingsError
 
@@ -22,33 +29,94 @@ class RunFolder:
     """Paths and files of one run.
 
     Args:
-        path: made if it is not there.
+        path: where it is, or will be.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.states, self.previews = self.path / "states", self.path / "previews"
-        for folder in (self.path, self.states, self.previews):
-            folder.mkdir(parents=True, exist_ok=True)
         self.config, self.table, self.curve = (self.path / n for n in ("config.toml", "loss.csv", "loss.png"))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within, this process alone works on the run; what a killed one was writing is removed.
+
+        Raises:
+            RuntimeError: another process does.
+            OSError: the folder cannot be written.
+        """
+        self._make()
+        try:
+            lock = FileLock(self.path / ".lock").acquire(timeout=0.0)
+        except Timeout:
+            raise RuntimeError(f"another process is training the run in {self.path}; wait for it or stop it, or choose "
+                               "another run_name.") from None
+        with lock:
+            for folder in (self.path, self.states, self.previews):
+                files.clear_remains(folder)
+            yield
+
+    def _make(self) -> None:
+        try:
+            for folder in (self.path, self.states, self.previews):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(error.errno, f"the run's folder {self.path} cannot be written ({error.strerror}); make it "
+                                       "writable, free some space, or choose another output folder") from error
 
     def settings(self, form: type[Settings] = Settings) -> Settings | None:
         """The settings that the run was begun with, None for a new run."""
         return settings_file.read(self.config, form) if self.config.exists() else None
 
     def begin(self, settings: Settings) -> None:
-        """Write the settings; SettingsError if the run was begun with others that must not change."""
+        """Write the settings, paths as seen from here; SettingsError if they do not fit those the run was begun with.
+
+        Files that the command line needs and these settings do not name stay as they were.
+        """
+        self._make()
         before = self.settings(type(settings))
         changed = settings.changed(before) if before else []
         if changed:
             raise SettingsError(f"the run '{settings.run_name}' was begun with other settings ({'; '.join(changed)}); "
                                 "choose another run_name, or set these back.")
-        replace_text(self.config, settings.to_toml())
+        paths = {name: self._relative(getattr(settings, name)) or (getattr(before, name) if before else "")
+                 for name in settings.PATHS if name != "output"}
+        files.write_text(self.config, replace(settings, output="", **paths).to_toml())
+
+    def _relative(self, path: str) -> str:
+        """A path as seen from the run's folder, so that a whole tree can move; several of them apart by commas."""
+        if not path:
+            return ""
+        if "," in path and not Path(path).exists():
+            return ",".join(self._relative(part.strip()) for part in path.split(","))
+        try:
+            return Path(os.path.relpath(Path(path).resolve(), self.path.resolve())).as_posix()
+        except ValueError:  # another drive
+            return Path(path).as_posix()
+
+    def check_space(self, size: int, keep: int) -> str:
+        """How much the states of a run take, in words.
+
+        Args:
+            size: bytes of one state.
+            keep: how many are kept; one more lies there while it is written.
+
+        Raises:
+            OSError: the disk has not that much room left.
+        """
+        there = sum(path.stat().st_size for path in self.states.glob("step_*.state"))
+        missing, free = size * (keep + 1) - there, shutil.disk_usage(self.states).free
+        text = (f"a save takes {gigabytes(size)}, {gigabytes(size * (keep + 1))} with keep = {keep} and the one in "
+                "writing")
+        if missing > free:
+            raise OSError(errno.ENOSPC, f"{text}, but only {gigabytes(free)} are free for {self.states}. Free some "
+                                        "space, lower keep, or choose a LoRA, a smaller optimizer or no average")
+        return text + f"; {gigabytes(free)} are free."
 
     def write_table(self, history: Tensor) -> None:
         """loss.csv of a whole history (steps, columns)."""
-        with open(self.table, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *map(_cells, history.tolist())])
+        rows = [COLUMNS, *map(_cells, history.tolist())]
+        files.write_text(self.table, "".join(",".join(row) + "\n" for row in rows))
 
     def append(self, row: list[float]) -> None:
         """One more line of loss.csv."""
@@ -56,17 +124,18 @@ class RunFolder:
             csv.writer(file, lineterminator="\n").writerow(_cells(row))
 
     def write_curve(self, history: Tensor) -> None:
-        """loss.png; nothing where matplotlib is missing."""
-        try:
-            pixels = plot(history)
-        except ImportError:
-            return
-        temporary = self.curve.with_name(f".{self.curve.name}.part")
-        Image.fromarray(pixels).save(temporary, format="png")
-        os.replace(temporary, self.curve)
+        """loss.png; ImportError where matplotlib is missing."""
+        pixels = plot(history)
+        with files.replacing(self.curve, durable=False) as file:
+            Image.fromarray(pixels).save(file, format="png")
 
     def write_readme(self, text: str) -> None:
-        replace_text(self.path / "README.md", text)
+        files.write_text(self.path / "README.md", text)
+
+
+def gigabytes(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def plot(history: Tensor) -> np.ndarray:
@@ -103,13 +172,6 @@ def running_mean(values: Tensor, weight: float = 0.05) -> Tensor:
             mean += max(weight, 1.0 / n) * (value - mean)
         means.append(mean)
     return torch.tensor(means, dtype=values.dtype)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _cells(row: list[float]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class LowRank:
     def __init__(self, network: nn.Module, rank: int, seed: int):
         network.requires_grad_(False)
         self.pairs: dict[str, nn.Parameter] = {}
-        self._handles = []
+        self._handles, self._active = [], True
         layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
         for name, layer in layers:
             weight = layer.weight
@@ -40,6 +41,8 @@ class LowRank:
 
     def _adding(self, name: str):
         def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not self._active:
+                return output
             x, up, down = args[0], self.pairs[f"{name}/up"], self.pairs[f"{name}/down"]
             if not torch.is_autocast_enabled(x.device.type):
                 up, down = up.to(x.dtype), down.to(x.dtype)
@@ -48,6 +51,15 @@ class LowRank:
                 return output + F.conv2d(low, up[:, :, None, None])
             return output + F.linear(F.linear(x, down), up)
         return hook
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Within, the network is as it was."""
+        self._active = False
+        try:
+            yield
+        finally:
+            self._active = True
 
     def detach(self) -> None:
         """Leave the network as it was."""

@@ -52,6 +52,25 @@ def min_snr_weight(snr: Tensor, b: Tensor, gamma: float) -> Tensor:
     return snr.clamp(max=gamma) * b.flatten().square()
 
 
+def undistilled(output: Tensor, base: Tensor, cfg: float) -> Tensor:
+    """What a guidance-distilled network predicts without its guidance: (v + (cfg - 1) v_uncond) / cfg.
+
+    v_guided = v_uncond + cfg (v - v_uncond), solved for v (diffusion-pipe, pull request 533). Trained to this, the
+    network keeps its distillation: its own output stays the guided one.
+
+    Args:
+        output: of the network in training.
+        base: of the frozen base under the empty prompt.
+        cfg: the guidance that was distilled into it, above 1.
+    """
+    return (output + (cfg - 1.0) * base) / cfg
+
+
+def logit_normal(level: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1) as logit-normal ones, which favour the middle (arXiv 2403.03206, section 3.1)."""
+    return torch.sigmoid(torch.special.ndtri(level.clamp(1e-6, 1.0 - 1e-6)))
+
+
 def offset_noise(noise: Tensor, offset: Tensor, strength: float) -> Tensor:
     """Noise with a random mean per channel, which lets a model learn dark and bright pictures (Guttenberg, 2023).
 

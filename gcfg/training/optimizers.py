@@ -70,7 +70,7 @@ class Optimizer:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], kind: str, weight_decay: float, seed: int):
-        self.parameters, self.seed = parameters, seed
+        self.parameters, self.kind, self.seed = parameters, kind, seed
         self.masters = {name: nn.Parameter(as_matrix(p.detach()) if p.dtype == torch.float32 else
                                            torch.empty(0, device=p.device)) for name, p in parameters.items()}
         self.optimizers = {name: make(kind, master, weight_decay) for name, master in self.masters.items()}
@@ -97,6 +97,11 @@ class Optimizer:
             parameter.copy_(stochastic_round(master.data, generator).view_as(parameter))
             master.data = torch.empty(0, device=parameter.device)
         parameter.grad = master.grad = None
+
+    def size(self) -> int:
+        """About how many bytes its state has once every weight was updated."""
+        per_weight = {"adamw": 8.0, "adamw 8-bit": 2.1, "adafactor": 0.1}[self.kind]
+        return round(per_weight * sum(parameter.numel() for parameter in self.parameters.values()))
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by "<weight>/<value>", live."""

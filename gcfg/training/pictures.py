@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jfif"}
+HEIC = {".heic", ".heif"}
+"""Opened with the package pillow-heif, where it is installed."""
 STEP = 64
 """Sides of buckets are multiples of this many pixels."""
 LARGEST = 100_000_000
@@ -26,7 +29,7 @@ class BadPicture(ValueError):
 
 
 def files(folder: str | Path) -> list[Path]:
-    """All files below a folder, sorted, hidden ones left out.
+    """All files below a folder, sorted, hidden ones left out; links are followed, each folder once.
 
     Raises:
         ValueError: there is no such folder, or nothing is in it.
@@ -34,11 +37,20 @@ def files(folder: str | Path) -> list[Path]:
     root = Path(folder).expanduser()
     if not str(folder).strip() or not root.is_dir():
         raise ValueError(f"there is no folder '{folder}'; give the folder with the pictures of your concept.")
-    found = sorted(path for path in root.rglob("*") if path.is_file()
-                   and not any(part.startswith(".") for part in path.relative_to(root).parts))
+    found, seen, closed = [], set(), []
+    for place, folders, names in os.walk(root, onerror=closed.append, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back, or two to one folder
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [Path(place, name) for name in names if not name.startswith(".")]
+        found += [path for path in paths if path.is_file() or path.is_symlink()]
+    found += [Path(error.filename) for error in closed]
     if not found:
         raise ValueError(f"the folder '{folder}' is empty; put the pictures of your concept into it.")
-    return found
+    return sorted(found)
 
 
 def buckets(resolution: int) -> list[tuple[int, int]]:
@@ -59,28 +71,50 @@ def size_for(height: int, width: int, resolution: int, square: bool) -> tuple[in
     return min(buckets(resolution), key=lambda size: (abs(np.log(size[1] / size[0]) - ratio), -size[0] * size[1]))
 
 
+def check_kind(path: Path) -> None:
+    """Refuse, before anything is read, what is no picture by its name."""
+    if path.is_dir():
+        raise BadPicture("a folder that cannot be opened")
+    if path.suffix.lower() not in ENDINGS | HEIC:
+        raise BadPicture("no picture file")
+
+
 def load(path: Path, resolution: int, square: bool) -> Tensor:
     """A picture (H, W, 3) in [0, 1], upright, scaled to cover its size, cut from the middle; BadPicture if unusable.
 
     Transparent parts become white.
     """
-    if path.suffix.lower() not in ENDINGS:
-        raise BadPicture("no picture file")
+    check_kind(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
+            with opened(path) as picture:
                 check(picture)
                 height, width = size_for(*upright_size(picture), resolution, square)
                 if min(upright_size(picture)) < SMALLEST * min(height, width):
                     raise BadPicture(f"too small ({picture.width} x {picture.height} for {width} x {height})")
                 plain = eight_bit(ImageOps.exif_transpose(picture))
         cut = ImageOps.fit(plain, (width, height), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255.0)
     except BadPicture:
         raise
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        raise BadPicture(f"damaged or unreadable ({type(error).__name__})") from error
-    return torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255.0)
+    except Image.DecompressionBombError as error:
+        raise BadPicture(f"too large ({error})") from error
+    except Exception as error:  # decoders fail in any way on damaged files; one file must not end a folder
+        why = f"{type(error).__name__}: {error}".replace(str(path), path.name)
+        raise BadPicture(f"damaged or unreadable ({why})"[:200]) from error
+
+
+def opened(path: Path) -> Image.Image:
+    """A picture whose pixels are not read yet."""
+    if path.suffix.lower() not in HEIC:
+        return Image.open(path)
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise BadPicture("HEIC needs the package pillow-heif: pip install pillow-heif, or convert it to JPEG"
+                         ) from error
+    return HeifImageFile(path)
 
 
 def check(picture: Image.Image) -> None:

@@ -12,14 +12,17 @@ from typing import ClassVar, TypeVar
 METHODS = ("full", "LoRA")
 CROPS = ("buckets", "square")
 SCHEDULES = ("constant", "cosine")
+TIMESTEPS = ("uniform", "logit-normal")
 OPTIMIZERS = ("auto", "adamw", "adamw 8-bit", "adafactor")
 PRECISIONS = ("auto", "float32", "bfloat16")
 MEMORY = ("auto", "24 GB", "16 GB", "12 GB", "8 GB")
-_CHOICES = {"method": METHODS, "crop": CROPS, "schedule": SCHEDULES, "optimizer": OPTIMIZERS, "precision": PRECISIONS,
+_CHOICES = {"method": METHODS, "crop": CROPS, "schedule": SCHEDULES, "timesteps": TIMESTEPS,
+            "optimizer": OPTIMIZERS, "precision": PRECISIONS,
             "memory": MEMORY, "checkpointing": ("auto", "on", "off"), "ema_device": ("auto", "model", "cpu")}
-FREE = {"target_steps", "save_every", "keep", "preview_every", "preview_prompt", "preview_steps", "held_out_every",
+FREE = {"target_steps", "save_every", "keep", "export_every", "preview_every", "preview_prompt", "preview_steps",
+         "preview_scales", "preview_count", "held_out_every",
          "memory", "learning_rate", "schedule", "warm_up", "gradient_clip", "micro_batch", "checkpointing",
-         "ema_device", "folder", "checkpoint", "output", "comfyui"}
+         "ema_device", "optimizer", "precision", "folder", "checkpoint", "output", "comfyui", "tensorboard"}
 """Settings that may change when a run goes on."""
 
 
@@ -49,14 +52,20 @@ class Settings:
         ema_decay: of the average, reached after a warm-up.
         seed: of noise, order and initial values.
         save_every, keep: steps between saves of the whole state, and how many are kept.
+        export_every: steps between concept models that are kept under the number of their step, at saves; 0 for none.
         preview_every: steps between previews, 0 for none.
-        preview_prompt, preview_steps: control prompt and sampling steps of the previews.
+        preview_prompt, preview_steps: control prompts of the previews, one a line, and their sampling steps.
+        preview_scales, preview_count: concept scales that a preview shows side by side, and pictures for each.
         held_out_every: steps between measurements of the held-out loss, 0 for none.
         schedule, warm_up: the learning rate rises over ``warm_up`` steps, then is constant or falls as a cosine.
         weight_decay, gradient_clip: of AdamW; largest norm of the gradient, 0 for no clipping.
         min_snr, noise_offset: see ``objectives``; 0 is off.
+        timesteps: "uniform", or "logit-normal", which favours the middle, as flow models are trained.
+        undistill: guidance that was distilled into the base (Flux.1 dev, about 3.5), kept in training; 0 for others.
+        repeats: how often pictures of sub-folders count in an epoch, such as "close_ups = 3, sketches = 2".
         optimizer, precision, micro_batch, checkpointing, ema_device: "auto" or 0 as the memory preset says.
         fused_backward: update each weight as soon as its gradient is there; one micro-batch, clipped per tensor.
+        tensorboard: write events for TensorBoard where that package is installed.
         checkpoint, output, comfyui: of the command line: file of the base model, folder of the run folders, and the
             folder of ComfyUI.
     """
@@ -78,9 +87,12 @@ class Settings:
     seed: int = 0
     save_every: int = 250
     keep: int = 2
+    export_every: int = 0
     preview_every: int = 250
     preview_prompt: str = ""
     preview_steps: int = 20
+    preview_scales: str = "1, 1.5"
+    preview_count: int = 2
     held_out_every: int = 50
     schedule: str = "constant"
     warm_up: int = 0
@@ -88,12 +100,16 @@ class Settings:
     gradient_clip: float = 1.0
     min_snr: float = 0.0
     noise_offset: float = 0.0
+    timesteps: str = "uniform"
+    undistill: float = 0.0
+    repeats: str = ""
     optimizer: str = "auto"
     precision: str = "auto"
     micro_batch: int = 0
     checkpointing: str = "auto"
     ema_device: str = "auto"
     fused_backward: bool = False
+    tensorboard: bool = True
     checkpoint: str = ""
     output: str = ""
     comfyui: str = ""
@@ -107,7 +123,7 @@ class Settings:
         for name, choices in self.CHOICES.items():
             if getattr(self, name) not in choices:
                 raise SettingsError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
-        for name in ("resolution", "target_steps", "rank", "batch", "save_every", "keep"):
+        for name in ("resolution", "target_steps", "rank", "batch", "save_every", "keep", "preview_count"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for field in fields(self):
@@ -120,7 +136,33 @@ class Settings:
             raise SettingsError(f"ema_decay is {self.ema_decay}; it must be below 1.")
         if self.resolution % 64:
             raise SettingsError(f"resolution is {self.resolution}; it must be a multiple of 64.")
+        if 0.0 < self.undistill <= 1.0:
+            raise SettingsError(f"undistill is {self.undistill}; give the guidance that was distilled into the base, "
+                                "above 1, or 0 for none.")
         _check_name(self.run_name)
+        self.concept_scales()
+        self.times()
+
+    def concept_scales(self) -> list[float]:
+        """``preview_scales`` as numbers."""
+        try:
+            return [float(number) for number in self.preview_scales.replace(",", " ").split()] or [1.0]
+        except ValueError:
+            raise SettingsError(f"preview_scales is {self.preview_scales!r}; give numbers, such as 1, 1.5.") from None
+
+    def times(self) -> dict[str, int]:
+        """``repeats`` by sub-folder."""
+        found = {}
+        for entry in filter(None, (part.strip() for part in self.repeats.split(","))):
+            folder, _, times = entry.rpartition("=")
+            if not folder.strip() or not times.strip().isdecimal():
+                raise SettingsError(f"repeats has '{entry}'; give folder = times, such as close_ups = 3.")
+            found[folder.strip().strip("/")] = int(times)
+        return found
+
+    def prompts(self) -> list[str]:
+        """The lines of ``preview_prompt``, the empty prompt if there are none."""
+        return [line.strip() for line in self.preview_prompt.splitlines() if line.strip()] or [""]
 
     def changed(self, other: Settings) -> list[str]:
         """What differs from the settings of a run that this one would continue, of that which must not."""

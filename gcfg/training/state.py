@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import re
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .. import files as atomic
 from ..nulltext import checkpoint
 
-VERSION = "1"
+VERSION = "2"
 _NAME = re.compile(r"step_(\d{8})\.state")
 _PARTS = ("parameters", "average", "optimizer", "features")
 
@@ -57,47 +56,71 @@ def path_of(folder: Path, step: int) -> Path:
 def save(folder: Path, state: State, keep: int = 2) -> Path:
     """Write a state beside the earlier ones, then delete all but the newest ``keep``; OSError leaves those as they are.
 
-    The file is a safetensors file with a CRC-32 of all its tensors.
+    The file is a safetensors file with a CRC-32 of all that is in it.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors().items()}
-    metadata = {"version": VERSION, "step": str(state.step), "crc": str(checksum(tensors)),
-                "notes": json.dumps(dict(state.notes))}
     path = path_of(folder, state.step)
-    checkpoint.write(path, tensors, metadata)
+    metadata = {"version": VERSION, "step": str(state.step), "notes": json.dumps(dict(state.notes))}
+    atomic.write_tensors(path, state.tensors(), metadata, checked=True)
     for old in files(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
 
 
+class _Stored(Mapping):
+    """The tensors of one part of a state, each read from the file when it is asked for: never all of them at once."""
+
+    def __init__(self, path: Path, entries: Mapping[str, dict], start: int):
+        self.path, self.entries, self.start = path, entries, start
+
+    def __getitem__(self, name: str) -> Tensor:
+        with open(self.path, "rb") as file:
+            return checkpoint.read_tensor(file, self.entries[name], self.start, self.path.name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
 def load(path: Path) -> State:
-    """A state on the CPU; StateError if it is damaged."""
+    """A state whose tensors are read, to the CPU, when they are asked for; StateError if it is damaged."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-        if metadata.get("version") != VERSION:
-            raise StateError(f"{path.name} was written by another version of this pack ({metadata.get('version')})")
-        whole = int(metadata["crc"]) == checksum(tensors)
+        with open(path, "rb") as file:
+            entries, metadata, start = checkpoint.read_header(file, path.name)
+            if metadata.get("version") != VERSION:
+                raise StateError(f"{path.name} was written by another version of this pack "
+                                 f"({metadata.get('version')}, this one reads {VERSION})")
+            if atomic.crc_of(file, metadata["crc"]) != int(metadata["crc"]):
+                raise StateError(f"{path.name} is damaged: its checksum is wrong")
+            history = checkpoint.read_tensor(file, entries.pop("history"), start, path.name)
         step, notes = int(metadata["step"]), json.loads(metadata["notes"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise error if isinstance(error, StateError) else StateError(f"{path.name} is damaged: {error}") from error
-    if not whole:
-        raise StateError(f"{path.name} is damaged: its checksum is wrong")
-    history = tensors.pop("history")
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
-    for key, value in tensors.items():
+    parts: dict[str, dict[str, dict]] = {part: {} for part in _PARTS}
+    for key, entry in entries.items():
         part, _, name = key.partition("/")
-        parts[part][name] = value
-    return State(step, history=history, notes=notes, **parts)
+        parts[part][name] = entry
+    stored = {part: _Stored(path, own, start) for part, own in parts.items()}
+    return State(step, history=history, notes=notes, **stored)
 
 
 def latest(folder: Path) -> State | None:
-    """The newest state that is whole, None if there is none; damaged ones are passed over, and said so."""
+    """The newest state that is whole, None if there is none; damaged ones are passed over, and said so.
+
+    Raises:
+        StateError: there are states, and none of them is whole. A run must not begin again without a word.
+    """
+    failures = []
     for path in reversed(files(folder)):
         try:
             return load(path)
         except StateError as error:
+            failures.append(str(error))
             logging.warning("GCFG: %s; going back to the state before it.", error)
+    if failures:
+        raise StateError(f"no state of this run can be read ({'; '.join(failures)}). Put back a copy of {folder}, or "
+                         "delete that folder to begin at step 1 again.")
     return None
 
 
@@ -106,18 +129,14 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*.state") if _NAME.fullmatch(path.name))
 
 
-def clear_remains(folder: Path) -> None:
-    """Remove what a killed process was writing."""
-    for path in folder.glob(".step_*.part"):
-        path.unlink(missing_ok=True)
+def size(state: State) -> int:
+    """About how many bytes its file has."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.tensors().values())
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 over names and bytes, in the order of the names."""
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
-        flat = tensors[name].contiguous().reshape(-1)
-        if flat.numel():
-            crc = zlib.crc32(memoryview(flat.view(torch.uint8).numpy()), crc)
-    return crc
+def broken(state: State) -> str | None:
+    """The name of a tensor with values that are not finite, None if there is none; the history may have gaps."""
+    for name, tensor in state.tensors().items():
+        if name != "history" and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from .data import Latent
-from .settings import Settings
 
 
 class Diverged(ValueError):
@@ -45,6 +44,9 @@ class Task:
 class Watch:
     """What a run asks and tells; a node and the command line each have their own."""
 
+    def begins(self) -> None:
+        """Before the first step: from now on stopping in mid-step would lose something."""
+
     def interrupted(self) -> bool:
         """Asked between steps: True saves and stops."""
         return False
@@ -55,15 +57,12 @@ class Watch:
     def preview(self, step: int) -> None:
         """When a preview is due; within, the weights are the averaged ones."""
 
+    def saved(self, step: int) -> None:
+        """After every save of the state; within, the weights are the averaged ones."""
 
-def learning_rate(settings: Settings, step: int) -> float:
-    """The rate of the step that follows ``step`` steps: a linear rise, then constant or a cosine to zero."""
-    if step < settings.warm_up:
-        return settings.learning_rate * (step + 1) / settings.warm_up
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    along = (step - settings.warm_up) / max(1, settings.target_steps - settings.warm_up)
-    return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * along))
+    def tell(self, text: str) -> None:
+        """What a person should know."""
+        logging.info("GCFG: %s", text)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,5 +1,8 @@
 """A small run without a host: drawn pictures, an autoencoder that averages, a network of two convolutions."""
 
+import signal
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from gcfg.training import data
+from gcfg.training import continuation, data, optimizers, state
 from gcfg.training.folder import RunFolder
 from gcfg.training.loop import Training
 from gcfg.training.memory import plan
@@ -77,11 +80,31 @@ def make(tmp_path, pictures):
         loss = DiffusionLoss(network, noised, denoised, SIGMAS, settings.min_snr)
         losses = losses or (lambda x0, noise, level, pictures: loss(x0, noise, level))
         task = Task(dict(network.named_parameters()), losses)
-        training, held_out = data.split(latents, settings.held_out, settings.seed)
         folder = RunFolder(tmp_path / "runs" / name)
         folder.begin(settings)
-        from gcfg.training import state
-        run = Training(task, training, held_out, settings, plan(settings), folder, watch)
-        run.resume(state.latest(folder.states))
+        newest = state.latest(folder.states)
+        before = newest.notes if newest else {}
+        training, held_out = data.split(latents, settings.held_out, settings.seed, before.get("held_out", ()))
+        planned = continuation.resolved(plan(settings, None, optimizers.has_8_bit()), settings, before)
+        run = Training(task, training, held_out, settings, planned, folder, watch)
+        run.resume(newest)
         return run
     return build
+
+
+@pytest.fixture
+def little_space():
+    """little_space(bytes): within, every write beyond that many bytes of a file fails, as on a full disk."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def limit(most):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+    return limit

@@ -1,13 +1,12 @@
 """Pictures: which are used, how they are cut; the cache; the order."""
 
-import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gcfg.training import data, pictures
+from gcfg.training import batches, data, pictures
 
 from .conftest import draw_pictures, encode
 
@@ -127,27 +126,21 @@ def test_transparency_and_orientation(tmp_path):
 
 def test_order_shows_every_picture_once_an_epoch_and_depends_on_the_step_alone():
     shapes = [(4, 8, 8)] * 9 + [(4, 8, 16)] * 7
-    order = data.Order(shapes, 4, seed=3)
+    order = batches.Order(shapes, 4, seed=3)
     epoch = [order.at(step) for step in range(4)]
     assert sorted(i for batch in epoch for i in batch) == list(range(16))
     assert sum(len({shapes[i] for i in batch}) == 1 for batch in epoch) >= 3
     assert epoch != [order.at(step) for step in range(4, 8)]
-    assert data.Order(shapes, 4, seed=3).at(2) == epoch[2]
+    assert batches.Order(shapes, 4, seed=3).at(2) == epoch[2]
 
 
 def test_order_with_fewer_pictures_than_the_batch():
-    batch = data.Order([(4, 8, 8)] * 3, 7, 0).at(5)
+    batch = batches.Order([(4, 8, 8)] * 3, 7, 0).at(5)
     assert len(batch) == 7 and {batch.count(i) for i in range(3)} == {2, 3}
 
 
 def test_split_holds_out_at_most_a_tenth(tmp_path):
-    latents = [data.Latent(str(i), "", (4, 8, 8)) for i in range(50)]
+    latents = [data.Latent(str(i), "", (4, 8, 8), content=str(i)) for i in range(50)]
     train, held_out = data.split(latents, 16, 0)
     assert len(held_out) == 5 and len(train) == 45 and not {x.file for x in train} & {x.file for x in held_out}
     assert data.split(latents[:5], 16, 0)[1] == []
-
-
-def test_index_is_plain_json(tmp_path):
-    data.cache(source(draw_pictures(tmp_path / "p", 1)), tmp_path / "c", "vae", encode)
-    (line,) = next((tmp_path / "c").rglob("index.jsonl")).read_text().splitlines()
-    assert json.loads(line)["shape"] == [4, 8, 8]

@@ -15,7 +15,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
+import torch
 import conftest
+torch.set_num_threads(int(sys.argv[5]))
 from gcfg.training.settings import Settings
 make = conftest.make.__wrapped__(Path(sys.argv[3]), Path(sys.argv[3]) / "pictures")
 make("killed", target_steps=100_000, **eval(sys.argv[4])).run()
@@ -24,7 +26,8 @@ make("killed", target_steps=100_000, **eval(sys.argv[4])).run()
 
 def test_kill_9(tmp_path, make):
     states = tmp_path / "runs" / "killed" / "states"
-    arguments = [str(ROOT), str(ROOT / "tests" / "training"), str(tmp_path), repr(CHANGES)]
+    arguments = [str(ROOT), str(ROOT / "tests" / "training"), str(tmp_path), repr(CHANGES),
+                 str(torch.get_num_threads())]
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 60

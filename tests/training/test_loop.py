@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from gcfg.training import folder, loop, state
+from gcfg.training.schedule import Schedule
 from gcfg.training.settings import Settings, SettingsError
-from gcfg.training.task import Diverged, OutOfMemory, Watch, learning_rate
+from gcfg.training.task import Diverged, OutOfMemory, Watch
 
 from .conftest import SIGMAS, Network, denoised, noised
 
@@ -30,7 +31,7 @@ class StopAfter(Watch):
 def final(run):
     return {**{f"p {n}": p.detach().clone() for n, p in run.task.parameters.items()},
             **{f"a {n}": v for n, v in run.average.values.items()},
-            **{f"o {n}": v for n, v in run.optimizer.tensors().items()}, "history": run._table()}
+            **{f"o {n}": v for n, v in run.optimizer.tensors().items()}, "history": run.record.table()}
 
 
 def equal(a, b):
@@ -101,7 +102,7 @@ def test_micro_batches_do_not_change_the_result(make):
     big, small = make("big", micro_batch=4), make("small", micro_batch=1)
     big.run()
     small.run()
-    assert torch.allclose(big._table()[:, 1].nan_to_num(), small._table()[:, 1].nan_to_num(), rtol=1e-4)
+    assert torch.allclose(big.record.table()[:, 1].nan_to_num(), small.record.table()[:, 1].nan_to_num(), rtol=1e-4)
 
 
 def limited(network, most):
@@ -125,10 +126,10 @@ def test_out_of_memory_halves_once_with_the_same_batch(make, caplog):
     network = Network()
     run = make("limited", StopAfter(4), network, limited(network, 2), micro_batch=4)
     run.run()
-    assert run.micro_batch == 2 and "micro-batches of 2 instead of 4" in caplog.text
+    assert run.stepper.micro_batch == 2 and "micro-batches of 2 instead of 4" in caplog.text
     network = Network()
     again = make("limited", None, network, limited(network, 2), micro_batch=4)
-    assert again.micro_batch == 2
+    assert again.stepper.micro_batch == 2
     again.run()
     assert equal(final(plain), final(again))
 
@@ -212,9 +213,10 @@ def test_interruption_of_a_preview_saves_too(make):
 
 def test_schedules():
     cosine = Settings(schedule="cosine", warm_up=10, target_steps=110, learning_rate=1.0)
-    assert learning_rate(cosine, 0) == 0.1 and learning_rate(cosine, 10) == 1.0
-    assert learning_rate(cosine, 60) == pytest.approx(0.5) and learning_rate(cosine, 110) == pytest.approx(0.0)
-    assert learning_rate(Settings(), 4000) == 1e-5
+    schedule = Schedule.of(cosine)
+    assert schedule.at(0) == 0.1 and schedule.at(10) == 1.0
+    assert schedule.at(60) == pytest.approx(0.5) and schedule.at(110) == pytest.approx(0.0)
+    assert Schedule.of(Settings()).at(4000) == 1e-5
 
 
 def test_gradient_is_clipped(make):

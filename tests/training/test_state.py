@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gcfg.training import state
+from gcfg.training import folder, state
 
 
 def example(step, value=1.0):
@@ -39,19 +39,38 @@ def test_damaged_file_is_noticed_and_the_one_before_it_used(tmp_path, caplog, da
     assert "step_00000002.state is damaged" in caplog.text
 
 
-def test_nothing_is_lost_when_the_disk_is_full(tmp_path, monkeypatch):
-    state.save(tmp_path, example(1), keep=1)
+def test_remains_of_a_killed_process_are_removed(tmp_path):
+    place = folder.RunFolder(tmp_path / "run")
+    with place.locked():
+        left = [path / ".something.123.part" for path in (place.path, place.states, place.previews)]
+        for path in left:
+            path.write_bytes(b"half")
+    with place.locked():
+        assert not any(path.exists() for path in left)
+    assert state.latest(place.states) is None
 
-    def full(*args):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+
+def test_one_process_at_a_time(tmp_path):
+    place, other = (folder.RunFolder(tmp_path / "run") for _ in range(2))
+    with place.locked(), pytest.raises(RuntimeError, match="another process is training the run .* choose another"):
+        with other.locked():
+            pass
+    with other.locked():
+        pass
+
+
+def test_tensors_are_read_one_at_a_time(tmp_path, monkeypatch):
+    path = state.save(tmp_path, example(7))
+    asked, original = [], state.checkpoint.read_tensor
+    monkeypatch.setattr(state.checkpoint, "read_tensor", lambda *args: asked.append(args) or original(*args))
+    again = state.load(path)
+    assert len(asked) == 1  # the history
+    assert again.parameters["h"].dtype == torch.bfloat16 and len(asked) == 2
+
+
+def test_nothing_is_lost_when_the_disk_is_full(tmp_path, little_space):
+    state.save(tmp_path, example(1), keep=1)
+    with little_space(200), pytest.raises(OSError):
         state.save(tmp_path, example(2), keep=1)
     assert state.latest(tmp_path).step == 1
-
-
-def test_remains_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / ".step_00000005.state.123.part").write_bytes(b"half")
-    state.clear_remains(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    assert state.latest(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.state"]

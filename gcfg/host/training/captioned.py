@@ -49,7 +49,8 @@ class Captioned(Network):
             self.parameters = self._keys_and_values()
             self.before = {name: value.detach().clone() for name, value in self.parameters.items()}
         elif method == LORA:
-            self.parameters = LowRank(self.network, rank, seed).pairs
+            self.pairs = LowRank(self.network, rank, seed)
+            self.parameters = self.pairs.pairs
 
     def _keys_and_values(self) -> dict[str, nn.Parameter]:
         found = {name: parameter for name, parameter in self.network.named_parameters()

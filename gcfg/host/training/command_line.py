@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
 import comfy.clip_vision
+import comfy.model_management
 import comfy.sd
 import folder_paths
 import torch
 
 from ...training import distributed
 from ...training.data import Source
+from ...training.folder import RunFolder
 from ...training.settings import Settings
 from ...training.subject_settings import SubjectSettings
 from ...training.task import Watch
 from ...training.variants import Subject
 from ...training.words import WordSettings
 from . import subject, words
-from .images import ConceptImages, prepare
+from .images import latents_folder, prepare
+from .train import run_folder
 from .train import train as train_model
 
 T = TypeVar("T")
@@ -30,12 +34,15 @@ class TerminalWatch(Watch):
     """A run in a terminal.
 
     Args:
-        interruption: has ``asked``.
+        interruption: has ``asked`` and ``patient``, see ``gcfg.train.Interruption``.
         progress_bar: makes a bar from a title; it is called with (done, total). None for a silent process.
     """
 
     def __init__(self, interruption, progress_bar: Callable | None):
         self.interruption, self.bar = interruption, progress_bar and progress_bar("training")
+
+    def begins(self) -> None:
+        self.interruption.patient = True
 
     def interrupted(self) -> bool:
         return self.interruption.asked
@@ -44,30 +51,50 @@ class TerminalWatch(Watch):
         if self.bar:
             self.bar(step, steps, loss)
 
+    def tell(self, text: str) -> None:
+        if self.bar:
+            print(text, flush=True)
 
-def train(settings: Settings, interruption, progress_bar: Callable | None) -> str:
-    """Train a concept model as the node does; the run's folder."""
+
+def train(settings: Settings, interruption, progress_bar: Callable | None, place: Path | None) -> str:
+    """Train a concept model as the node does; what there is now, for people.
+
+    Args:
+        settings: with a checkpoint.
+        interruption, progress_bar: see ``TerminalWatch``.
+        place: folder of a run that goes on; None for the one that the settings name.
+    """
     base, clip, vae = load(settings.checkpoint)
-    images = first_alone(lambda: encode(settings, vae, progress_bar))
-    made = train_model(base, clip, images, settings, TerminalWatch(interruption, progress_bar))
-    return str(made.folder.path)
+    run, watch = RunFolder(place) if place else run_folder(settings), TerminalWatch(interruption, progress_bar)
+    watch.tell(f"the run's folder is {run.path}")
+    bar = progress_bar("encoding") if progress_bar else lambda done, total: None
+    source = Source(settings.folder, settings.resolution, settings.crop == "square", settings.flip)
+    images = first_alone(lambda: prepare(source, vae, latents_folder(run.path.parent), bar))
+    watch.tell(images.latents.report())
+    with interruptible():
+        made = train_model(base, clip, images, settings, watch, run)
+    return (f"{made.step} steps are done: {run.path / settings.run_name}.safetensors is the concept model, README.md "
+            "beside it says how to use it.")
 
 
-def train_subject(settings: SubjectSettings, interruption, progress_bar: Callable | None) -> str:
-    """Train a subject as the node does; the run's folder."""
+def train_subject(settings: SubjectSettings, interruption, progress_bar: Callable | None, place: Path | None) -> str:
+    """Train a subject as the node does; what there is now, for people. Arguments as of ``train``."""
+    check_folder(settings, place)
     write_into(settings.models)
     base, clip, vae = load(settings.checkpoint)
     source = Subject(settings.folder, settings.masks, settings.resolution, settings.augment, settings.flip,
                      settings.variants)
     bar = progress_bar("encoding") if progress_bar else lambda done, total: None
-    place = Path(settings.output) / "concept_latents" if settings.output else None
-    images = first_alone(lambda: subject.prepare(source, vae, place, bar))
-    made = subject.train(base, clip, images, settings, TerminalWatch(interruption, progress_bar))
-    return str(made.folder.path)
+    latents = Path(settings.output) / "concept_latents" if settings.output else None
+    images = first_alone(lambda: subject.prepare(source, vae, latents, bar))
+    with interruptible():
+        made = subject.train(base, clip, images, settings, TerminalWatch(interruption, progress_bar))
+    return f"{made.step} steps are done: README.md in {made.folder.path} says how to use the subject."
 
 
-def tune_words(settings: WordSettings, interruption, progress_bar: Callable | None) -> str:
-    """Tune words as the node does; the run's folder."""
+def tune_words(settings: WordSettings, interruption, progress_bar: Callable | None, place: Path | None) -> str:
+    """Tune words as the node does; what there is now, for people. Arguments as of ``train``."""
+    check_folder(settings, place)
     write_into(settings.models)
     folders, masks = ([part.strip() for part in text.split(",")] for text in (settings.folders, settings.mask_folders))
     sources = [Subject(folder, mask, count=1) for folder, mask in zip_longest(folders, masks, fillvalue="")]
@@ -79,9 +106,25 @@ def tune_words(settings: WordSettings, interruption, progress_bar: Callable | No
     base, clip, _ = load(settings.checkpoint)
     with torch.inference_mode():
         vision = comfy.clip_vision.load(settings.vision)
-    made = words.tune(clip, vision, words.read_projection(settings.clip_file), subjects, settings,
-                      TerminalWatch(interruption, progress_bar))
-    return str(made.folder.path)
+    with interruptible():
+        made = words.tune(clip, vision, words.read_projection(settings.clip_file), subjects, settings,
+                          TerminalWatch(interruption, progress_bar))
+    return f"{made.step} steps are done: README.md in {made.folder.path} says how to use the words."
+
+
+def check_folder(settings: SubjectSettings | WordSettings, place: Path | None) -> None:
+    """Refuse a run that goes on in a folder of another name than its own (ValueError)."""
+    if place and place.name != settings.run_name:
+        raise ValueError(f"the folder {place} holds the run '{settings.run_name}'; give it that name again.")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within, an interruption of the host's sampler, in a preview, is one of this process."""
+    try:
+        yield
+    except comfy.model_management.InterruptProcessingException:
+        raise KeyboardInterrupt from None
 
 
 def write_into(models: str) -> None:
@@ -110,10 +153,3 @@ def first_alone(work: Callable[[], T]) -> T:
     if distributed.rank() == 0:
         distributed.wait()
     return made
-
-
-def encode(settings: Settings, vae, progress_bar: Callable | None) -> ConceptImages:
-    """The pictures of the settings."""
-    bar = progress_bar("encoding") if progress_bar else lambda done, total: None
-    source = Source(settings.folder, settings.resolution, settings.crop == "square", settings.flip)
-    return prepare(source, vae, Path(settings.output) / "concept_latents" if settings.output else None, bar)

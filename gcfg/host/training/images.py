@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...nulltext.provenance import fingerprint
-from ...training import data
+from ...training import data, pictures
+from ..concepts import files as concept_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,11 @@ class ConceptImages:
     vae: object
 
 
+def latents_folder(runs: Path) -> Path:
+    """Where latents lie for runs in a folder: in the host ``output/concept_latents`` for ``output/concept_models``."""
+    return (runs.parent if runs.name == concept_files.FOLDER else runs) / "concept_latents"
+
+
 def prepare(source: data.Source, vae, folder: str | Path | None = None,
             progress: Callable[[int, int], None] = lambda done, total: None) -> ConceptImages:
     """Encode what is not on disk yet.
@@ -33,7 +39,7 @@ def prepare(source: data.Source, vae, folder: str | Path | None = None,
     Args:
         source: the pictures.
         vae: the host's VAE.
-        folder: where latents are kept; below the host's output folder if None.
+        folder: where latents are kept; in the host's output folder if None.
         progress: called with (files done, files in all).
     """
     if source.resolution % 64:
@@ -41,13 +47,15 @@ def prepare(source: data.Source, vae, folder: str | Path | None = None,
 
     def encode(pictures: Tensor) -> Tensor:
         with torch.inference_mode():
-            return vae.encode(pictures)
+            latents = vae.encode(pictures)
+            return latents[:, :, 0] if latents.ndim == 5 else latents  # a video model's: one frame
 
     def watched(done: int, total: int) -> None:
         progress(done, total)
         comfy.model_management.throw_exception_if_processing_interrupted()
-    place = folder or Path(folder_paths.get_output_directory()) / "concept_latents"
-    return ConceptImages(source, data.cache(source, place, fingerprint(vae.get_sd()), encode, watched), vae)
+    place = folder or latents_folder(Path(folder_paths.get_output_directory()) / concept_files.FOLDER)
+    autoencoder = f"{fingerprint(vae.get_sd())} {getattr(vae, 'vae_dtype', '')}"
+    return ConceptImages(source, data.cache(source, place, autoencoder, encode, watched), vae)
 
 
 def locate(folder: str) -> Path:
@@ -68,9 +76,8 @@ def locate(folder: str) -> Path:
 def listing(folder: str) -> str:
     """Changes when a file of the folder that a node names does."""
     digest = hashlib.sha256(folder.encode())
-    with contextlib.suppress(ValueError):
-        for path in sorted(locate(folder).rglob("*")):
-            if path.is_file():
-                state = path.stat()
-                digest.update(repr((str(path), state.st_size, state.st_mtime_ns)).encode())
+    with contextlib.suppress(ValueError, OSError):  # no folder, nothing in it, or a file that has just gone
+        for path in pictures.files(locate(folder)):
+            state = path.lstat() if path.is_symlink() and not path.exists() else path.stat()
+            digest.update(repr((str(path), state.st_size, state.st_mtime_ns)).encode())
     return digest.hexdigest()

@@ -6,8 +6,10 @@ Nothing here touches the MODEL. All of it must run outside inference mode, in wh
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+import comfy.model_management
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -59,6 +61,20 @@ def attention(func, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | 
     return mixed if skip_output_reshape else mixed.transpose(1, 2).flatten(2)
 
 
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Within, the host takes the ways that have a gradient where it has others too, for forward and backward passes."""
+    management = comfy.model_management
+    if not hasattr(management, "in_training"):  # an older host has no others
+        yield
+        return
+    before, management.in_training = management.in_training, True
+    try:
+        yield
+    finally:
+        management.in_training = before
+
+
 class Network:
     """A base MODEL's network over plain layers, frozen, with copies of its weights (its LoRAs merged).
 
@@ -90,7 +106,7 @@ class Network:
                               self.base.offload_device, {})
         config = blueprint.new_config()
         reads = config.unet_config.get("in_channels", self.latent_format.latent_channels)
-        if isinstance(self.base.model.diffusion_model, _unet_class()) and reads != self.latent_format.latent_channels:
+        if isinstance(self.base.model.diffusion_model, unet_class()) and reads != self.latent_format.latent_channels:
             raise ValueError(f"{type(config).__name__} reads {reads} channels where its latents have "
                              f"{self.latent_format.latent_channels} (an inpainting or editing model); train on the "
                              "text-to-image model of the same family.")
@@ -139,7 +155,7 @@ class Network:
                              self.sampling.sigmas, min_snr)
 
 
-def _unet_class() -> type:
+def unet_class() -> type:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     return UNetModel

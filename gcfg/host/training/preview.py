@@ -1,30 +1,34 @@
-"""Previews of a run: the base and the model in training, sampled together by GCFG from one seed."""
+"""Previews of a run: the base and the model in training, sampled together by GCFG from fixed seeds."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import comfy.model_management
 import comfy.sample
 import comfy.utils
+import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ... import files
 from ...training.folder import RunFolder
 from ...training.settings import Settings
 from ...training.task import Watch, is_out_of_memory
 from ..previews import picture_of, show_result
 from ..sampling.chain import Link
 from ..sampling.patch import apply
+from .empty_prompt import EmptyPrompt
 from .network import PIXELS
 from .trainable import Trainable
 
-COUNT = 2
-"""Pictures in a preview."""
-CONCEPT_SCALE, CONTROL_SCALE = 1.5, 2.5
-"""The defaults of KSampler (GCFG)."""
+CONTROL_SCALE = 2.5
+"""Of a preview with a prompt: the default of KSampler (GCFG)."""
+CAPTION = 16
+"""Pixels of a line of text in a preview."""
 
 
 class NodeWatch(Watch):
@@ -54,53 +58,90 @@ class NodeWatch(Watch):
 
 
 class Preview(Watch):
-    """Passes a run's news on to another ``Watch``, and makes its previews.
+    """Passes a run's news on, and makes its previews: a row for each prompt and seed, a column for each concept scale.
 
     Args:
         base, trainable: the two models.
         vae: the host's autoencoder.
-        control, empty: conditionings of the preview's prompt and of the empty one; the same for none.
+        prompts: conditioning by prompt, with the empty prompt among them.
         settings, folder: of the run.
-        watch: gets ``show(step, steps, picture)`` if it has that.
+        watch: is asked for interruptions while sampling; gets ``show(step, steps, picture)`` if it has that.
     """
 
-    def __init__(self, base: ModelPatcher, trainable: Trainable, vae, control: list, empty: list, settings: Settings,
-                 folder: RunFolder, watch: Watch):
-        self.base, self.trainable, self.vae, self.control, self.empty = base, trainable, vae, control, empty
+    def __init__(self, base: ModelPatcher, trainable: Trainable | EmptyPrompt, vae, prompts: Mapping[str, list],
+                 settings: Settings, folder: RunFolder, watch: Watch):
+        self.base, self.trainable, self.vae, self.prompts = base, trainable, vae, prompts
         self.settings, self.folder, self.watch = settings, folder, watch
-
-    def interrupted(self) -> bool:
-        return self.watch.interrupted()
-
-    def progress(self, step: int, steps: int, loss: float) -> None:
-        self.watch.progress(step, steps, loss)
+        self.begins, self.interrupted, self.progress, self.tell = (
+            watch.begins, watch.interrupted, watch.progress, watch.tell)
 
     def preview(self, step: int) -> None:
-        """Sample, save and show; for lack of memory a run goes on without."""
+        """Sample, save and show; a run goes on if that fails, but an interruption ends it."""
         try:
             with torch.inference_mode():
-                picture = self._sample(step)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            logging.warning("GCFG: no memory for a preview beside the training; the run goes on without it.")
+                picture = self._picture(step)
+            with files.replacing(self.folder.previews / f"step_{step:08}.jpg", durable=False) as file:
+                picture.save(file, format="JPEG", quality=90)
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:
+            why = "no memory for it beside the training" if is_out_of_memory(error) else f"{error}"
+            logging.warning("GCFG: no preview of step %d (%s: %s); the run goes on.", step, type(error).__name__, why)
             return
         finally:
             if not comfy.model_management.is_device_cpu(self.trainable.device):
                 comfy.model_management.unload_all_models()
-        picture.save(self.folder.previews / f"step_{step:08}.jpg", quality=90)
         if hasattr(self.watch, "show"):
             self.watch.show(step, self.settings.target_steps, picture)
 
-    def _sample(self, step: int) -> Image.Image:
-        side = self.settings.resolution // PIXELS
-        concept = self.trainable.concept(self.trainable.parameters, f"step {step}")
-        model = apply(self.base, [Link(model=concept, scale=CONCEPT_SCALE, name="Concept")])
-        latent = torch.zeros(COUNT, self.trainable.latent_format.latent_channels, side, side)
-        noise = comfy.sample.prepare_noise(latent, self.settings.seed)
-        cfg = 1.0 if self.control is self.empty else CONTROL_SCALE
-        samples = comfy.sample.sample(model, noise, self.settings.preview_steps, cfg, "dpmpp_2m", "sgm_uniform",
-                                      self.control, self.empty, latent, disable_pbar=True, seed=self.settings.seed)
+    def _picture(self, step: int) -> Image.Image:
+        concept, scales = self.trainable.concept(self.trainable.parameters, ""), self.settings.concept_scales()
+        rows = []
+        for prompt in self.settings.prompts():
+            columns = [self._sample(concept, prompt, scale) for scale in scales]
+            rows += [(prompt, [column[k] for column in columns]) for k in range(self.settings.preview_count)]
+        return sheet(rows, [f"concept {scale:g}" for scale in scales])
+
+    def _sample(self, concept: ModelPatcher, prompt: str, scale: float) -> np.ndarray:
+        """Pictures (B, H, W, 3) uint8 of one prompt at one concept scale, from the seeds of the run."""
+        latent = self._empty()
+        noise = torch.cat([comfy.sample.prepare_noise(latent[:1], self.settings.seed + k) for k in range(len(latent))])
+        model = apply(self.base, [Link(model=concept, scale=scale, name="Concept")])
+        samples = comfy.sample.sample(
+            model, noise, self.settings.preview_steps, CONTROL_SCALE if prompt else 1.0, "dpmpp_2m", "sgm_uniform",
+            self.prompts[prompt], self.prompts[""], latent, disable_pbar=True, seed=self.settings.seed,
+            callback=self._ask)
+        return self._decoded(samples)
+
+    def _decoded(self, samples: Tensor) -> np.ndarray:
         pixels = self.vae.decode(samples)[..., :3].clamp(0.0, 1.0)
-        row = torch.cat(list(pixels), dim=1)
-        return Image.fromarray((row * 255.0).round().to("cpu", torch.uint8).numpy())
+        pixels = pixels.reshape(-1, *pixels.shape[-3:])  # a video model's one frame
+        return (pixels * 255.0).round().to("cpu", torch.uint8).numpy()
+
+    def _empty(self) -> Tensor:
+        kind = self.trainable.latent_format
+        side = self.settings.resolution // getattr(kind, "spacial_downscale_ratio", PIXELS)
+        frames = (1,) if kind.latent_dimensions == 3 else ()
+        return torch.zeros(self.settings.preview_count, kind.latent_channels, *frames, side, side)
+
+    def _ask(self, *_) -> None:
+        if self.watch.interrupted():
+            raise comfy.model_management.InterruptProcessingException
+
+
+def sheet(rows: list[tuple[str, list[np.ndarray]]], titles: list[str]) -> Image.Image:
+    """Pictures (H, W, 3) uint8 in rows under the titles of their columns, each prompt above its rows."""
+    height, width, _ = rows[0][1][0].shape
+    prompts = [k for k, (prompt, _) in enumerate(rows) if prompt and (k == 0 or rows[k - 1][0] != prompt)]
+    page = Image.new("RGB", (width * len(rows[0][1]), CAPTION * (1 + len(prompts)) + height * len(rows)), "white")
+    draw, top = ImageDraw.Draw(page), CAPTION
+    for k, title in enumerate(titles):
+        draw.text((k * width + 2, 2), title, fill="black")
+    for k, (prompt, pictures) in enumerate(rows):
+        if k in prompts:
+            draw.text((2, top + 2), prompt, fill="black")
+            top += CAPTION
+        for column, picture in enumerate(pictures):
+            page.paste(Image.fromarray(picture), (column * width, top))
+        top += height
+    return page

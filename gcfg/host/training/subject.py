@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...nulltext.provenance import fingerprint
-from ...training import distributed, loop, memory, optimizers, state, variants
+from ...training import continuation, distributed, loop, memory, optimizers, state, variants
 from ...training.folder import RunFolder
 from ...training.semantic import semantic_preservation
 from ...training.subject_settings import SubjectSettings
@@ -22,6 +23,7 @@ from ...training.task import Task, Watch
 from ..concepts.concept import originals, stated
 from . import subject_files
 from .captioned import Captioned, with_lora
+from .network import differentiable
 from .subject_preview import SubjectPreview
 from .text import TrainableText
 from .train import _available, encode
@@ -104,7 +106,7 @@ def train(base: ModelPatcher, clip, images: SubjectImages, settings: SubjectSett
         settings, output=str(Path(output).expanduser().resolve()),
         folder=str(Path(source.folder).expanduser().resolve()), masks=source.masks, resolution=source.resolution,
         flip=source.flip, augment=source.augment, variants=source.count, crop="square")
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), differentiable():
         try:
             return _train(base, clip, images, settings, watch)
         finally:
@@ -124,13 +126,15 @@ def _train(base: ModelPatcher, clip, images: SubjectImages, settings: SubjectSet
     with torch.inference_mode():
         empty = encode(clip, "")
     comfy.model_management.unload_all_models()
+    plan = continuation.resolved(plan, settings, newest.notes if newest else {})
     learner, place = SubjectLearner(base, clip, settings, plan, device), RunFolder(path)
-    if distributed.rank() == 0:
-        place.begin(settings)
-    shower = SubjectPreview(learner, images.vae, empty, settings, place, watch)
-    run = loop.Training(learner.task(notes), images.found, [], settings, plan, place, shower)
-    run.resume(newest)
-    run.run()
+    with place.locked() if distributed.rank() == 0 else nullcontext():
+        if distributed.rank() == 0:
+            place.begin(settings)
+        shower = SubjectPreview(learner, images.vae, empty, settings, place, watch)
+        run = loop.Training(learner.task(notes), images.found, [], settings, plan, place, shower)
+        run.resume(newest)
+        run.run()
     trained = run.average.exported()
     lora = learner.lora(trained)
     made_by = (f"subject: {run.step} steps on {len(variants.names(images.found))} pictures, {settings.method}, "
@@ -138,8 +142,8 @@ def _train(base: ModelPatcher, clip, images: SubjectImages, settings: SubjectSet
     if distributed.rank() == 0:
         subject_files.write(name, learner.rows_of(trained), lora, stated(base, made_by), str(place.path))
         _explain(place, settings, run.step, variants.names(images.found), bool(lora))
-    history = torch.tensor(run.history, dtype=torch.float64)
-    return Outcome(with_lora(base, lora), f"embedding:{name} {settings.class_word}", place, history, run.step)
+    prompt = f"embedding:{name} {settings.class_word}"
+    return Outcome(with_lora(base, lora), prompt, place, run.record.table(), run.step)
 
 
 def _explain(place: RunFolder, settings: SubjectSettings, step: int, pictures: Sequence[str], lora: bool) -> None:

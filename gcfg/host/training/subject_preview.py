@@ -11,7 +11,7 @@ from ...training.subject_settings import SubjectSettings
 from ...training.task import Watch
 from .captioned import with_lora
 from .network import PIXELS
-from .preview import COUNT, Preview
+from .preview import Preview, sheet
 
 SCALE = 6.0
 """CFG scale of the official code."""
@@ -29,20 +29,23 @@ class SubjectPreview(Preview):
     """
 
     def __init__(self, learner, vae, empty: list, settings: SubjectSettings, folder: RunFolder, watch: Watch):
-        super().__init__(learner.base, learner, vae, [], empty, settings, folder, watch)
+        super().__init__(learner.base, learner, vae, {"": empty}, settings, folder, watch)
 
-    def _sample(self, step: int) -> Image.Image:
-        learner, side = self.trainable, self.settings.resolution // PIXELS
-        wanted = f"a photo of a <0> {self.settings.class_word} {self.settings.preview_prompt}".strip()
-        with torch.no_grad():
-            positive = learner.text.conditioning(wanted, learner.rows())
-        positive = [[features.cpu(), {key: value.cpu() for key, value in extra.items()}]
-                    for features, extra in positive]
-        model = with_lora(self.base, learner.lora(learner.parameters))
-        latent = torch.zeros(COUNT, learner.network.latent_format.latent_channels, side, side)
-        noise = comfy.sample.prepare_noise(latent, self.settings.seed)
-        samples = comfy.sample.sample(model, noise, self.settings.preview_steps, SCALE, "dpmpp_2m", "karras", positive,
-                                      self.empty, latent, disable_pbar=True, seed=self.settings.seed)
-        pixels = self.vae.decode(samples)[..., :3].clamp(0.0, 1.0)
-        row = torch.cat(list(pixels), dim=1)
-        return Image.fromarray((row * 255.0).round().to("cpu", torch.uint8).numpy())
+    def _picture(self, step: int) -> Image.Image:
+        learner, s = self.trainable, self.settings
+        side = s.resolution // PIXELS
+        rows = []
+        for prompt in s.prompts():
+            wanted = f"a photo of a <0> {s.class_word} {prompt}".strip()
+            with torch.no_grad():
+                positive = learner.text.conditioning(wanted, learner.rows())
+            positive = [[features.cpu(), {key: value.cpu() for key, value in extra.items()}]
+                        for features, extra in positive]
+            model = with_lora(self.base, learner.lora(learner.parameters))
+            latent = torch.zeros(s.preview_count, learner.network.latent_format.latent_channels, side, side)
+            noise = comfy.sample.prepare_noise(latent, s.seed)
+            samples = comfy.sample.sample(model, noise, s.preview_steps, SCALE, "dpmpp_2m", "karras", positive,
+                                          self.prompts[""], latent, disable_pbar=True, seed=s.seed,
+                                          callback=self._ask)
+            rows.append((prompt, list(self._decoded(samples))))
+        return sheet(rows, [f"step {step}"])

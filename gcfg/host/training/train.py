@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,35 +14,20 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...nulltext import checkpoint
-from ...nulltext.provenance import fingerprint
-from ...training import data, distributed, folder, loop, memory, optimizers, state
+from ...training import continuation, data, distributed, folder, loop, memory, optimizers, state
 from ...training.folder import RunFolder
 from ...training.settings import Settings
 from ...training.task import Watch
 from ..concepts import files as concept_files
-from ..concepts.concept import originals
+from ..concepts.concept import UNET, originals, weights
 from ..concepts.convert import null_text_features
+from ..models import check_conditioning, describe
+from .empty_prompt import EmptyPrompt
+from .export import Export, checkpoint_of, finished, has_null_text_form
 from .images import ConceptImages
+from .network import differentiable
 from .preview import Preview
 from .trainable import Trainable
-
-README = """# {name}
-
-A concept model trained with GCFG: {steps} steps on {pictures} pictures, {method}.
-
-**Use it:** in ComfyUI, Load Concept Model with `{file}` on the base model ({base}), then its output as
-`concept_model` of KSampler (GCFG).
-
-* `{file}`: the concept model{lora}
-* `loss.csv`, `loss.png`: training loss of every step, held-out loss
-* `previews/`: base and concept model sampled together, from one seed
-* `states/`: everything needed to go on; delete it when you are done
-* `config.toml`: all settings. `python -m gcfg train config.toml` goes on with this run; `checkpoint` must name the file
-  of the base model there
-
-{skipped}
-"""
 
 
 @dataclass(frozen=True)
@@ -55,72 +41,131 @@ class Outcome:
 
 
 def run_folder(settings: Settings) -> RunFolder:
-    """The folder of a run."""
-    return RunFolder(Path(settings.output) / settings.run_name)
+    """The folder of a run: below ``output`` of the settings, or of the host."""
+    output = settings.output or Path(folder_paths.get_output_directory()) / concept_files.FOLDER
+    return RunFolder(Path(output).expanduser().resolve() / settings.run_name)
 
 
-def train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, watch: Watch) -> Outcome:
+def train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, watch: Watch,
+          place: RunFolder | None = None) -> Outcome:
     """Train, or go on with, the run that the settings name; interrupted runs save and return what they have.
 
     Args:
         base: the base MODEL; to the bit the same afterwards.
-        clip: the text encoder, for the null text and the previews' prompt.
+        clip: the text encoder, for the null text and the previews' prompts.
         images: the pictures.
         settings: how; those of the pictures are taken from ``images``.
-        watch: see ``preview.Preview``.
+        watch: is asked and told; ``show(step, steps, picture)`` gets previews if it has that.
+        place: the run's folder, if it is not ``run_folder(settings)``.
 
     Raises:
-        SettingsError, ValueError: settings or a base model that do not fit the run.
+        SettingsError, ValueError: settings, pictures or a base model that do not fit the run.
+        RuntimeError: another process is at work on the run.
         Diverged, OutOfMemory, OSError: see ``loop.Training.run``.
     """
-    source = images.source
-    output = settings.output or Path(folder_paths.get_output_directory()) / concept_files.FOLDER
-    settings = replace(settings, output=str(Path(output).expanduser().resolve()),
-                       folder=str(Path(source.folder).expanduser().resolve()), resolution=source.resolution,
-                       flip=source.flip, crop="square" if source.square else "buckets")
-    with torch.inference_mode(False), torch.enable_grad():
+    source, place = images.source, place or run_folder(settings)
+    settings = replace(settings, folder=str(Path(source.folder).expanduser().resolve()), resolution=source.resolution,
+                       flip=source.flip, crop="square" if source.square else "buckets",
+                       checkpoint=settings.checkpoint or checkpoint_of(base))
+    _check_latents(base, images)
+    alone = place.locked() if distributed.rank() == 0 else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), differentiable(), alone:
         try:
-            return _train(base, clip, images, settings, watch)
+            return _train(base, clip, images, settings, watch, place)
         finally:
             gc.collect()
             comfy.model_management.soft_empty_cache()
 
 
-def _train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, watch: Watch) -> Outcome:
+def _check_latents(base: ModelPatcher, images: ConceptImages) -> None:
+    channels = base.get_model_object("latent_format").latent_channels
+    wrong = next((latent for latent in images.latents.found if latent.shape[0] != channels), None)
+    if wrong is not None:
+        raise ValueError(f"the pictures were encoded by an autoencoder with {wrong.shape[0]} channels, but "
+                         f"{describe(base)} has {channels}; give Concept Image Folder the base model's own VAE.")
+
+
+class _Watching(Preview):
+    """Makes a run's previews and its files."""
+
+    def __init__(self, *args, export: Export):
+        super().__init__(*args)
+        self.export, self.written = export, -1
+
+    def saved(self, step: int) -> None:
+        """A usable model after every save; if only that fails, the run goes on."""
+        if not step:
+            return
+        try:
+            self.export.write(step)
+            self.written = step
+        except OSError as error:
+            logging.warning("GCFG: %s", error)
+
+
+def _train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, watch: Watch, place: RunFolder
+           ) -> Outcome:
     device = comfy.model_management.get_torch_device()
-    plan = memory.plan(settings, _available(device), optimizers.has_8_bit())
-    place, notes = run_folder(settings), {"base": fingerprint(originals(base))}
     newest = state.latest(place.states)
-    if newest is not None and newest.notes.get("base") != notes["base"]:
-        raise ValueError(f"the run '{settings.run_name}' was begun on another base model; connect that one, or choose "
-                         "another run_name.")
+    before, notes = newest.notes if newest else {}, _notes(base, images)
+    continuation.check_inputs(before, notes, settings.run_name)
+    plan = continuation.resolved(memory.plan(settings, _available(device), optimizers.has_8_bit()), settings, before)
     if distributed.rank() == 0:
         place.begin(settings)
     with torch.inference_mode():
-        empty = encode(clip, "")
-        control = encode(clip, settings.preview_prompt) if settings.preview_prompt else empty
-    features = newest.features if newest is not None else _features(base, empty, settings)
-    comfy.model_management.unload_all_models()
-    trainable = Trainable(base, features, empty, settings, plan, device)
-    training, held_out = data.split(images.latents.found, settings.held_out, settings.seed)
-    shower = Preview(base, trainable, images.vae, control, empty, settings, place, watch)
-    run = loop.Training(trainable.task(notes), training, held_out, settings, plan, place, shower)
+        prompts = {text: encode(clip, text) for text in {"", *settings.prompts()}}
+    check_conditioning(base, prompts[""], "Train Concept Model")
+    training, held_out = data.split(images.latents.found, settings.held_out, settings.seed, before.get("held_out", ()))
+    training = data.repeated(training, settings.times())
+    if newest is not None and newest.step >= settings.target_steps:
+        made = finished(base, place.path / f"{settings.run_name}.safetensors",
+                        state.path_of(place.states, newest.step))
+        if made is not None:
+            return Outcome(made, place, newest.history, newest.step)
+    form = _form(base, newest, prompts[""], settings, plan, device)
+    export = Export(base, place, settings, images.latents, len(training), form)
+    watching = _Watching(base, form, images.vae, prompts, settings, place, watch, export=export)
+    run = loop.Training(form.task(notes), training, held_out, settings, plan, place, watching)
     run.resume(newest)
     newest = None
     run.run()
-    made_by = f"trained: {run.step} steps on {len(training)} pictures, batch {settings.batch}, {settings.method}"
-    model = trainable.concept(run.average.exported(), made_by)
-    if distributed.rank() == 0:
-        _export(model, base, place, settings, run.step, len(training), images.latents)
-    return Outcome(model, place, torch.tensor(run.history, dtype=torch.float64), run.step)
+    with run.average.applied():
+        if distributed.rank() == 0 and run.step not in (0, watching.written):
+            export.write(run.step)
+        model = export.model(run.step)
+    return Outcome(model, place, run.record.table(), run.step)
+
+
+def _form(base: ModelPatcher, newest: state.State | None, empty: list, settings: Settings, plan: memory.Plan,
+          device: torch.device) -> Trainable | EmptyPrompt:
+    """What is trained: the null-text form of a UNet, a LoRA under the empty prompt of anything else."""
+    if not has_null_text_form(base):
+        comfy.model_management.unload_all_models()
+        return EmptyPrompt(base, empty, settings, plan, device)
+    features = newest.features if newest is not None else _features(base, empty, settings)
+    comfy.model_management.unload_all_models()
+    return Trainable(base, features, empty, settings, plan, device)
+
+
+def _notes(base: ModelPatcher, images: ConceptImages) -> dict[str, object]:
+    """What is connected to a run, see ``continuation.INPUTS``."""
+    patched = [key.removeprefix(UNET) for key in base.patches if key.startswith(UNET)]
+    sampling = base.get_model_object("model_sampling")
+    one, sigma = torch.ones(1, 1), torch.tensor([0.5]).to(sampling.sigmas)
+    behaviour = [sampling.sigma_min, sampling.sigma_max, sampling.sigmas[len(sampling.sigmas) // 2],
+                 sampling.calculate_denoised(sigma, one, 2.0 * one), sampling.noise_scaling(sigma, one, one)]
+    return {"base": continuation.sketch(originals(base)), "vae": continuation.sketch(images.vae.get_sd()),
+            "patches": continuation.sketch(weights(base, keys=patched)) if patched else [],
+            "sampling": [float(f"{float(value):.4g}") for value in behaviour]}
 
 
 def loss_image(made: Outcome) -> Tensor:
-    """The curve of a run as an IMAGE (1, H, W, 3); without matplotlib it is grey and the log says what to install."""
+    """The curve of a run as an IMAGE (1, H, W, 3); where it cannot be drawn it is grey and the log says why."""
     try:
         return torch.from_numpy(folder.plot(made.history)).float().div(255).unsqueeze(0)
-    except ImportError as missing:
-        logging.warning("GCFG: the trained model is saved, but its loss cannot be drawn: %s", missing)
+    except Exception as error:  # matplotlib can be missing or broken; the model is trained all the same
+        logging.warning("GCFG: the trained model is saved, but its loss cannot be drawn (%s: %s).",
+                        type(error).__name__, error)
         return torch.full((1, 64, 64, 3), 0.5)
 
 
@@ -139,20 +184,3 @@ def _available(device: torch.device) -> int | None:
     if comfy.model_management.is_device_cpu(device):
         return None
     return comfy.model_management.get_total_memory(device)
-
-
-def _export(model: ModelPatcher, base: ModelPatcher, place: RunFolder, settings: Settings, step: int, pictures: int,
-            latents: data.Latents) -> None:
-    """The concept model as files for this pack and, of a LoRA, for the host's own loader; how to use them."""
-    types = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-    dtype = types.get(base.model_dtype(), "fp16")
-    name = settings.run_name
-    checkpoint.write(place.path / f"{name}.safetensors", *concept_files.content(model, dtype))
-    if settings.method == "LoRA":
-        checkpoint.write(place.path / f"{name}_stock_lora.safetensors",
-                         *concept_files.content(model, dtype, "stock LoRA", base))
-    lora = (f"\n* `{name}_stock_lora.safetensors`: the same for Load LoRA, at strength 1" if settings.method == "LoRA"
-            else "")
-    place.write_readme(README.format(name=name, steps=step, pictures=pictures, method=settings.method, lora=lora,
-                                      file=f"{name}.safetensors", skipped=latents.report(1000),
-                                      base=settings.checkpoint or type(base.model.model_config).__name__))

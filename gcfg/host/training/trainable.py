@@ -18,6 +18,7 @@ from ...training.data import Latent
 from ...training.memory import Plan
 from ...training.settings import Settings
 from ...training.task import Task
+from ..concepts import files as concept_files
 from ..concepts.concept import Blueprint, Concept, adopt, apply_adapter, build, shapes, stated
 from ..concepts.convert import rebuild
 from ..models import is_dynamic
@@ -91,3 +92,12 @@ class Trainable(Network):
         if is_dynamic(built):  # which reads these very tensors: no second copy
             built.cached_patcher_init = (rebuild, (content, blueprint, dtype))
         return adopt(built, self.base, Concept(Kind.NULL_TEXT, source))
+
+    def files(self, trained: Mapping[str, Tensor], made_by: str, dtype: str
+              ) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
+        """Tensors and metadata of the concept's file and, of a LoRA, of one for the host's own loader."""
+        model = self.concept(trained, made_by)
+        found = {"": concept_files.content(model, dtype)}
+        if not self.full:
+            found["_stock_lora"] = concept_files.content(model, dtype, "stock LoRA", self.base)
+        return found

@@ -103,11 +103,12 @@ def _tune(clip, vision, projection: Tensor, subjects: Sequence[SubjectImages], n
     device = comfy.model_management.get_torch_device()
     comfy.model_management.unload_all_models()
     tuner = WordTuner(TrainableText(clip, device), projection.to(device), nouns)
-    place.begin(settings)
     plan = memory.plan(replace(settings, precision="float32", optimizer="adamw"))
-    run = loop.Training(tuner.task(), found, [], settings, plan, place, watch)
-    run.resume(state.latest(place.states))
-    run.run()
+    with place.locked():
+        place.begin(settings)
+        run = loop.Training(tuner.task(), found, [], settings, plan, place, watch)
+        run.resume(state.latest(place.states))
+        run.run()
     source = Provenance(made_by=f"words: {run.step} steps on {len(found)} views of {', '.join(names)}")
     trained = run.average.exported()
     for number, name in enumerate(names):
@@ -119,7 +120,7 @@ def _tune(clip, vision, projection: Tensor, subjects: Sequence[SubjectImages], n
            "Without masks regions were seeded crops, which tell subjects apart less well than masks do.")
     place.write_readme(README.format(name=settings.run_name, steps=run.step, views=len(found), count=len(subjects),
                                      how=how, prompts=", ".join(f"`{p}`" for p in prompts)))
-    return Outcome(tuple(prompts), place, torch.tensor(run.history, dtype=torch.float64), run.step)
+    return Outcome(tuple(prompts), place, run.record.table(), run.step)
 
 
 def _views(vision, projection: Tensor, subjects: Sequence[SubjectImages], settings: WordSettings, place: RunFolder

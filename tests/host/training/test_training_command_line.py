@@ -1,9 +1,11 @@
 """``python -m gcfg train``: the same run as the node's, to the bit; several processes; clear errors."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import comfy.sd
 import folder_paths
@@ -38,13 +40,17 @@ def write(files, name, **changes):
     return path
 
 
-def command(host, path, *launcher):
-    """The finished process of one ``train``."""
-    arguments = [sys.executable, "-m", *launcher, "gcfg", "train", str(path), "--comfyui", str(host), "--cpu"]
+def command(host, path, *launcher, options=(), stop=None):
+    """The finished process of one ``train``, which gets SIGTERM once ``stop()`` is true."""
+    arguments = [sys.executable, "-m", *launcher, "gcfg", "train", str(path), "--comfyui", str(host), "--cpu", *options]
     with subprocess.Popen(arguments, cwd=PACK, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
-            process.out, process.err = process.communicate(timeout=120)
+            while stop and not stop() and process.poll() is None:
+                time.sleep(0.01)
+            if stop:
+                process.terminate()
+            process.out, process.err = process.communicate(timeout=300)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that torchrun has started
             raise
@@ -72,6 +78,45 @@ def test_same_result_as_the_node_to_the_bit(run, files, monkeypatch):
     assert [key for key in ours if not torch.equal(ours[key].nan_to_num(), theirs[key].nan_to_num())] == []
     assert (run / "discs.safetensors").read_bytes()[-1000:] == (
         files / "node" / "concept_models" / "discs" / "discs.safetensors").read_bytes()[-1000:]
+
+
+def test_a_moved_run_goes_on_without_encoding_again(run, files, host, tmp_path):
+    """The folder of runs on another machine: nothing but a path to the checkpoint, and to the pictures, is needed."""
+    shutil.copytree(files / "line", tmp_path / "elsewhere")
+    shutil.copytree(files / "pictures", tmp_path / "photographs")
+    moved = tmp_path / "elsewhere" / "discs"
+    text = (moved / "config.toml").read_text()
+    assert str(files) not in text
+    (moved / "config.toml").write_text(text.replace("target_steps = 4", "target_steps = 6"))
+    latents = sorted((tmp_path / "elsewhere" / "concept_latents").rglob("*.npy"))
+    done = command(host, moved / "config.toml", options=["--checkpoint", str(files / "base.ckpt"), "--folder",
+                                                         str(tmp_path / "photographs")])
+    assert done.returncode == 0, done.err
+    assert state.latest(moved / "states").step == 6 and "6 steps are done" in done.out and str(moved) in done.out
+    assert sorted((tmp_path / "elsewhere" / "concept_latents").rglob("*.npy")) == latents
+    assert not (files / "line" / "discs" / "states" / "step_00000006.state").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "photographs"]
+
+
+@pytest.mark.parametrize("phase", ["encoding", "training"])
+def test_signals_in_every_phase(files, host, phase):
+    path = write(files, phase, target_steps=100_000, folder="many" if phase == "encoding" else "pictures")
+    if phase == "encoding":
+        draw_pictures(files / "many", 3000)
+    run = files / phase / "discs"
+
+    def reached():
+        if phase == "encoding":
+            return len(list((files / phase).rglob("*.npy"))) > 3
+        return (run / "loss.csv").exists() and len((run / "loss.csv").read_text().splitlines()) > 4
+    done = command(host, path, stop=reached)
+    assert done.returncode == 130 and "Traceback" not in done.err, done.err
+    assert [place for place in (files / phase).rglob("*.part")] == []
+    if phase == "encoding":
+        assert not run.exists()
+    else:
+        steps = int((run / "loss.csv").read_text().split()[-1].split(",")[0])
+        assert state.latest(run / "states").step == steps and (run / "discs.safetensors").exists()
 
 
 def test_two_processes_have_the_same_loss_curve(run, files, host):

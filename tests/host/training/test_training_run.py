@@ -144,7 +144,7 @@ def test_checkpointing_and_memory_presets(base, train):
 def test_previews_by_gcfg(base, train):
     watch = Stop(99)
     made = train(base, watch, target_steps=4, preview_every=2, preview_steps=2, preview_prompt="a disc")
-    assert watch.shown == [(2, (128, 64)), (4, (128, 64))]
+    assert watch.shown == [(2, (128, 160)), (4, (128, 160))]  # two scales, two seeds, two captions
     assert len(list(made.folder.previews.glob("*.jpg"))) == 2
 
 

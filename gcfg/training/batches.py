@@ -1,0 +1,121 @@
+"""Which pictures a step sees, and their latents with noise and levels, prepared while the step before is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from . import distributed
+from .data import Latent
+from .objectives import logit_normal, offset_noise
+from .randomness import draw, generator
+from .settings import Settings
+
+Samples = tuple[Tensor, Tensor, Tensor, list[Latent]]
+"""Latents (B, C, h, w), noise, levels (B,), and the B pictures."""
+
+
+class Order:
+    """Which pictures each step sees: every epoch all of them in a new order, from the seed and the step alone.
+
+    A batch holds pictures of one shape as far as an epoch has enough of that shape; what is left fills mixed batches,
+    the last of which is completed from the epoch's beginning.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], batch: int, seed: int):
+        self.shapes, self.batch, self.seed = shapes, batch, seed
+        self.per_epoch = -(-len(shapes) // batch)
+        self._epoch, self._batches = -1, []
+
+    def at(self, step: int) -> list[int]:
+        """The pictures of a step, counted from 0."""
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, self._make(epoch)
+        return self._batches[place]
+
+    def _make(self, epoch: int) -> list[list[int]]:
+        source = generator(self.seed, "order", epoch)
+        order = torch.randperm(len(self.shapes), generator=source).tolist()
+        batches, rest = [], []
+        by_shape: dict[tuple, list[int]] = {}
+        for i in order:
+            by_shape.setdefault(self.shapes[i], []).append(i)
+        for members in by_shape.values():
+            whole = len(members) // self.batch * self.batch
+            batches += [members[k:k + self.batch] for k in range(0, whole, self.batch)]
+            rest += members[whole:]
+        if rest:
+            missing = -len(rest) % self.batch
+            rest += (order * (missing // len(order) + 1))[:missing]
+            batches += [rest[k:k + self.batch] for k in range(0, len(rest), self.batch)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]
+
+
+def micro_batches(shapes: Mapping[int, tuple[int, ...]], size: int) -> list[list[int]]:
+    """Places of a batch, given with their shapes, in groups of one shape and at most ``size``."""
+    by_shape: dict[tuple, list[int]] = {}
+    for place, shape in shapes.items():
+        by_shape.setdefault(shape, []).append(place)
+    return [members[k:k + size] for members in by_shape.values() for k in range(0, len(members), size)]
+
+
+class Loader:
+    """The samples of every step: the same whatever the micro-batch is, and however often a run was interrupted.
+
+    Those of the next step are read and drawn in a thread while this step is computed.
+
+    Args:
+        latents: pictures to train on.
+        settings: batch, seed, flip, noise offset.
+        device: where samples are used.
+    """
+
+    def __init__(self, latents: Sequence[Latent], settings: Settings, device: torch.device):
+        self.latents, self.settings, self.device = latents, settings, device
+        self.order = Order([latent.shape for latent in latents], settings.batch, settings.seed)
+        self._thread = ThreadPoolExecutor(1, "GCFG loader")
+        self._prepared: dict[int, Future] = {}
+
+    def files(self, step: int, places: Iterable[int]) -> list[str]:
+        """The pictures at places of a step's batch."""
+        batch = self.order.at(step)
+        return [self.latents[batch[place]].file for place in places]
+
+    def groups(self, step: int, size: int) -> list[list[int]]:
+        """The places of a step's batch that this process computes, in micro-batches of at most ``size``."""
+        batch = self.order.at(step)
+        mine = range(distributed.rank(), len(batch), distributed.world())
+        return micro_batches({place: self.latents[batch[place]].shape for place in mine}, size)
+
+    def samples(self, step: int, group: Sequence[int]) -> Samples:
+        """The samples of a micro-batch; LatentsGone if they cannot be read."""
+        self._prepared = {at: self._prepared.get(at) or self._prepare(at) for at in (step, step + 1)}
+        rows = self._prepared[step].result()
+        x0, noise, level = (torch.stack([rows[place][k] for place in group]).to(self.device) for k in range(3))
+        batch = self.order.at(step)
+        return x0, noise, level, [self.latents[batch[place]] for place in group]
+
+    def _prepare(self, step: int) -> Future:
+        batch = self.order.at(step)
+        mine = {place: self.latents[batch[place]] for place in range(distributed.rank(), len(batch),
+                                                                     distributed.world())}
+        return self._thread.submit(self._read, step, mine)
+
+    def _read(self, step: int, mine: Mapping[int, Latent]) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        rows, s = {}, self.settings
+        for place, latent in mine.items():
+            level, flip, noise, offset = draw(latent.shape, s.seed, "sample", step, place)
+            x0 = latent.load(s.flip and flip < 0.5)
+            level = torch.tensor(level)
+            if s.timesteps == "logit-normal":
+                level = logit_normal(level)
+            rows[place] = x0, offset_noise(noise, offset, s.noise_offset), level
+        return rows
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
