@@ -42,7 +42,7 @@ def contact_sheet(source: Source, latents: Latents) -> np.ndarray:
     for line in skipped:
         draw.text((GAP, top + 2), line, fill="black")
         top += LINE
-    return np.asarray(page)
+    return np.array(page)
 
 
 def by_size(latents: Sequence[Latent]) -> dict[tuple[int, int], list[Latent]]:

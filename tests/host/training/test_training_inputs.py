@@ -30,7 +30,7 @@ class DeepVae(Vae):
 
 class OtherVae(Vae):
     def get_sd(self):
-        return {"weight": torch.linspace(-1, 1, 400)}
+        return {"weight": torch.linspace(-1, 1, 400).view(20, 20)}
 
 
 @pytest.fixture

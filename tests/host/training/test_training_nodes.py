@@ -35,7 +35,8 @@ def train(base, pictures, **changes):
 
 
 def test_pictures_are_listed(pictures):
-    images, report = pictures
+    images, report, sheet = pictures
+    assert sheet.ndim == 4 and sheet.shape[2] == 1024 and 0.0 < sheet.mean() < 1.0
     assert len(images.latents.found) == 12
     assert report.splitlines() == ["12 pictures, 1 files skipped", "  notes.txt: no picture file"]
 
