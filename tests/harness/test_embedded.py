@@ -48,6 +48,18 @@ def test_what_a_python_has():
     assert not machine._has(Path("no/such/python"), "pytest")
 
 
+def test_the_newest_kept_host_serves(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "find_host", lambda: None)
+    for version in ("0.8.0", "0.33.0", "0.3.64"):
+        folder = tmp_path / "gcfg" / "hosts" / f"ComfyUI-{version}"
+        for name in ("main.py", "nodes.py", "folder_paths.py", "comfy/samplers.py"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        (folder / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+    assert machine.find_or_clone()[0].name == "ComfyUI-0.33.0"
+
+
 def test_without_git_or_network_there_is_a_reason(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(machine, "find_host", lambda: None)

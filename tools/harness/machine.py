@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from .ci import environment
-from .find import find_host, is_host
+from .find import find_host, host_version, is_host
 
 RELEASE = "v0.33.0"
 REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
@@ -31,8 +31,8 @@ def find_or_clone() -> tuple[Path | None, str]:
     Raises:
         HostNotFound: COMFYUI_PATH names none.
     """
-    host = find_host() or next((path for path in sorted((cache() / "hosts").glob("ComfyUI-*"), reverse=True)
-                                if is_host(path)), None)
+    kept = [path for path in (cache() / "hosts").glob("ComfyUI-*") if is_host(path)]
+    host = find_host() or max(kept, key=host_version, default=None)
     if host is not None:
         return host, ""
     folder = cache() / "hosts" / f"ComfyUI-{RELEASE.removeprefix('v')}"
