@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .differences import Movable
+from .hooked import hook, uncompiled
 from .row_changes import LayerChange
 
 
@@ -125,8 +126,7 @@ class RowwiseNetwork:
     def __enter__(self) -> RowwiseNetwork:
         for name in dict.fromkeys(name for adapter in self.adapters.values() for name in adapter.layers):
             changes = {key: a.layers[name] for key, a in self.adapters.items() if name in a.layers}
-            layer = self.network.get_submodule(name)
-            self._undo.append(layer.register_forward_hook(self._make_changes(name, changes)).remove)
+            self._undo.append(hook(self.network.get_submodule(name), self._make_changes(name, changes)))
         for name in dict.fromkeys(name for adapter in self.adapters.values() for name in adapter.constants):
             constants = {key: a.constants[name] for key, a in self.adapters.items() if name in a.constants}
             self._replace(self.network.get_submodule(name), constants)
@@ -195,7 +195,7 @@ class RowwiseNetwork:
     def _make_changes(self, name: str, changes: Mapping[Hashable, LayerChange]):
         placed: dict[tuple, LayerChange] = {}
 
-        def hook(layer: nn.Module, args: tuple, output: Tensor) -> None:
+        def after(layer: nn.Module, args: tuple, output: Tensor) -> None:
             self.called.add(name)
             if self.rows is None:
                 return
@@ -205,7 +205,7 @@ class RowwiseNetwork:
                     if place not in placed:
                         placed[place] = change.to(output.device, output.dtype)
                     self.rows.change_(key, layer, placed[place], args[0], output)
-        return hook
+        return after
 
     def _replace(self, attention: nn.Module, constants: Mapping[Hashable, Tensor]) -> None:
         """Let a cross-attention skip the rows of null-text adapters."""
@@ -238,6 +238,6 @@ class RowwiseNetwork:
                 for i, owner in enumerate(self.rows.owners):
                     if owner in constants:
                         output[i] = constants[owner].to(output)
-        attention.forward = skipping
+        attention.forward = uncompiled(skipping)
         self._undo.append(lambda: attention.__dict__.pop("forward"))
-        self._undo.append(attention.to_out[0].register_forward_hook(overwrite).remove)
+        self._undo.append(hook(attention.to_out[0], overwrite))

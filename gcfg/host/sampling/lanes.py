@@ -34,6 +34,7 @@ class Lane:
         guider: stands for it where packs wrap a whole run, and holds its model options; only for a lane that leads a
             batch beside the base's.
         patched: its model options hold attention patches that the base's do not.
+        in_pairs: its patches make one prediction out of a positive and a negative in one batch.
     """
 
     patcher: ModelPatcher
@@ -43,6 +44,7 @@ class Lane:
     pairs: dict[str, dict[str, Conds]] = field(default_factory=dict)
     guider: CFGGuider | None = None
     patched: bool = False
+    in_pairs: bool = False
 
     @property
     def conds(self) -> dict[str, Conds]:
@@ -62,7 +64,7 @@ class Lane:
         self.guider = CFGGuider(self.patcher)
         self.guider.conds, self.guider.inner_model = self.conds, self.owner.model
         self.guider.model_options = options = create_model_options_clone(self.patcher.model_options)
-        self.patched = has_patches_beyond(options, base_options)
+        self.patched, self.in_pairs = has_patches_beyond(options, base_options), needs_pairs(options)
         prepare_model_patcher(self.patcher, {}, options)
         for by_key in options["transformer_options"].get("wrappers", {}).values():
             by_key.pop(KEY, None)
@@ -122,6 +124,14 @@ def find_weights(patcher: ModelPatcher, lanes: list[Lane]) -> tuple[ModelPatcher
         reason = str(error)
     logging.info("GCFG: a second copy of the weights is made for this run, because %s.", reason)
     return with_own_weights(patcher), None
+
+
+def needs_pairs(options: dict) -> bool:
+    """True if model options hold patches that want the negative in every batch, as normalized attention guidance does.
+
+    Such nodes switch off the host's saving of the negative at cfg 1.
+    """
+    return bool(options.get("disable_cfg1_optimization")) and has_patches_beyond(options, {})
 
 
 def has_patches_beyond(options: dict, base: dict) -> bool:

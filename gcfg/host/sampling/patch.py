@@ -72,13 +72,24 @@ def within(link: Link, model: ModelPatcher, performance: Performance) -> Link:
     return replace(link, start=start, end=end) if start <= end else replace(link, scale=0.0)
 
 
+# A guider of two MODELs merges the wrappers of both: each of these may be met twice, and the second passes on.
+
+
 def _outer_sample(spec: Spec, executor, *args, **kwargs):
-    with Run(executor.class_obj, spec) as run:
+    guider = executor.class_obj
+    if guider.model_patcher.get_attachment(KEY) is not spec:
+        raise ValueError("A model beside the sampler's own carries GCFG guidances, which act on a whole sampler; "
+                         "connect 'Apply GCFG to Model' to the sampler's model only.")
+    if KEY in guider.model_options:
+        return executor(*args, **kwargs)
+    with Run(guider, spec) as run:
         return run.within_wrappers(executor)(*args, **kwargs)
 
 
 def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):
     run: Run = kwargs["model_options"][KEY]
+    if KEY in conds:
+        return executor(model, noise_shape, conds, *args, **kwargs)
     shape = [noise_shape[0] * run.batch_factor, *noise_shape[1:]]
     inner_model, _, models = executor(model, shape, run.to_load(conds), *args, **kwargs)
     return inner_model, conds, models
@@ -87,11 +98,14 @@ def _prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs):
 def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
                     *args, **kwargs):
     run: Run = extra_args["model_options"][KEY]
-    run.start(sigmas, noise, latent_image, denoise_mask, extra_args.get("seed"))
+    if not run.networks:
+        run.start(sigmas, noise, latent_image, denoise_mask, extra_args.get("seed"))
     return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
 
 def _predict_noise(executor, x, timestep, model_options, *args, **kwargs):
+    if STEP in model_options:
+        return executor(x, timestep, model_options, *args, **kwargs)
     return Step(model_options[KEY], x, timestep).predict_noise(executor, model_options, *args, **kwargs)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
+from dataclasses import replace
 
-import comfy.hooks
 from comfy.model_patcher import ModelPatcher
 from comfy.sampler_helpers import cleanup_models, get_additional_models
-from comfy.samplers import CFGGuider, filter_registered_hooks_on_conds, preprocess_conds_hooks
+from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from ...guidance import BASE, UNCONDITIONAL, Momentum, Prediction, Progress, Reuse
@@ -18,9 +18,9 @@ from .. import KEY
 from ..models import is_flow
 from . import tracing
 from .chain import POSITIVE, Spec
-from .conditionings import SAMPLER, Conditionings, Conds, Copies, process
-from .hooks import collect_hooks, register_hooks
-from .lanes import Lane, assign_lanes
+from .conditionings import SAMPLER, Conditionings, Conds, Copies, beside, process
+from .hooks import register_together
+from .lanes import Lane, assign_lanes, needs_pairs
 from .masks import spatial_mask
 from .predict import GUIDED, UNGUIDED, Row
 
@@ -93,6 +93,21 @@ class Run:
             self.lanes[lane.leader].patched and any(g.prediction == p for g in self.recipe.guidances))
         return Row(self.conds(p), GUIDED if guided else UNGUIDED, None if lane.adapter is None else p.model)
 
+    def batches(self, leader: str, rows: dict[Hashable, Row]) -> list[dict[Hashable, Row]]:
+        """The rows of a lane by batch: all in one, or each of the recipe's in a pair where patches need that."""
+        if not self.lanes[leader].in_pairs:
+            return [rows]
+        added = [{p: row} | self._partner(p, row) for p, row in rows.items() if row.added]
+        return [*added, {name: row for name, row in rows.items() if not row.added}]
+
+    def _partner(self, p: Prediction, row: Row) -> dict[Hashable, Row]:
+        """What the host would put beside a prediction: the other one of its pair."""
+        pair, _ = self.conditionings.places[p.conditioning]
+        of_sampler = UNCONDITIONAL if row.role == GUIDED else POSITIVE
+        other = of_sampler if pair == SAMPLER else beside(pair) if row.role == GUIDED else pair
+        conds = self.conds(replace(p, conditioning=other))
+        return {("partner", p): replace(row, conds=conds, role=1 - row.role)} if conds else {}
+
     def own_role(self, place: int) -> int:
         """The role of what the host asks for: its place in the host's list."""
         return UNGUIDED if self.only_unconditional else place
@@ -121,6 +136,7 @@ class Run:
     def _prepare(self) -> None:
         """Options and hooks of every lane; the run itself, where its wrappers find it."""
         self.guider.model_options[KEY] = self
+        self.lanes[BASE].in_pairs = needs_pairs(self.guider.model_options)
         for name, lane in self.lanes.items():
             if lane.leader == name != BASE:
                 lane.prepare(self.guider.model_options)
@@ -144,20 +160,9 @@ class Run:
 
     def _register_hooks(self, owner: ModelPatcher) -> None:
         """Register the hooks of all conditionings that run on one module, together, with its MODEL."""
-        lanes = [lane for lane in self.lanes.values() if lane.owner is owner]
-        for lane in lanes:
-            preprocess_conds_hooks(lane.conds)
-        conds = [c for lane in lanes for c in lane.conds.values()]
-        added = collect_hooks(conds)
-        if owner is self.base:
-            conds = [*self.guider.conds.values(), *conds]
-        for lane in lanes:
-            options = self.guider.model_options if lane.leader == BASE else self.lanes[lane.leader].options
-            if added.hooks:
-                register_hooks(owner, options, added, collect_hooks(conds))
-            filter_registered_hooks_on_conds(lane.conds, options)
-        if owner is self.base and len({c.get("hooks") for part in conds for c in part}) > 1:
-            owner.hook_mode = comfy.hooks.EnumHookMode.MaxSpeed  # the host chose by its own conditionings alone
+        lanes = [(lane.conds, self.guider.model_options if lane.leader == BASE else self.lanes[lane.leader].options)
+                 for lane in self.lanes.values() if lane.owner is owner]
+        register_together(owner, lanes, list(self.guider.conds.values()) if owner is self.base else [])
 
     def to_load(self, conds: dict[str, Conds]) -> dict[str, Conds]:
         """The host's conditionings with the recipe's and its MODELs, in the form in which the host loads models."""

@@ -98,9 +98,9 @@ class Step:
         found = {}
         for leader in run.leaders:
             rows = {name: wanted[name] for name in wanted if run.leader(name) == leader and name not in reused}
-            if rows:
-                found |= zip(rows, self._batch(leader, list(rows.values()), options, **batch), strict=True)
-        found = {name: value.to(self.x.device) for name, value in found.items()}  # here, so that no device waits before
+            for part in filter(None, run.batches(leader, rows)):
+                found |= zip(part, self._batch(leader, list(part.values()), options, **batch), strict=True)
+        found = {name: found[name].to(self.x.device) for name in wanted if name in found}  # only now: no device waits
         self.predictions |= found
         self._settle(found, reused)
 

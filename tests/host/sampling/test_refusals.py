@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comfy_extras import nodes_custom_sampler as custom
+from comfy_extras import nodes_model_advanced, nodes_pag
 
 from gcfg_pack.gcfg.host.concepts.convert import convert
 from gcfg_pack.gcfg.host.sampling.chain import Link
@@ -100,3 +101,31 @@ def test_a_null_text_model_of_other_text(tiny, base):
     """It reads no text: what its base would read does not matter."""
     concept, _ = convert(tiny.sd2(1), tiny.conditioning(3, width=1024), latents=1, size=8)
     assert torch.isfinite(gcfg(base, tiny.conditioning(1), tiny.conditioning(2), tiny.latent(), concept)).all()
+
+
+def test_models_that_are_only_measured_from(tiny, base):
+    """At concept_scale 0 its model was not looked at, though the next guidance was measured from it: a KeyError."""
+    positive, negative = tiny.conditioning(1), tiny.conditioning(2)
+    with pytest.raises(ValueError, match="Concept: SDXL .* different latent spaces"):
+        gcfg(base, positive, negative, tiny.latent(), tiny.sdxl(1), concept_scale=0.0,
+             links=[Link(conditioning=positive, reference="previous guidance")])
+
+
+def test_empty_conditionings(tiny, base, concept):
+    """An empty list switched the guidance off in silence."""
+    positive, negative = tiny.conditioning(1), tiny.conditioning(2)
+    with pytest.raises(ValueError, match="Concept needs the unconditional conditioning"):
+        gcfg(base, positive, [], tiny.latent(), concept)
+    with pytest.raises(ValueError, match="Guidance 1: its conditioning is an empty list"):
+        gcfg(base, positive, negative, tiny.latent(), links=[Link(conditioning=[])])
+
+
+def test_functions_of_a_whole_guidance_on_one_model(tiny, base, concept):
+    """They did nothing on a guidance's model, without a word; on both models they act on the sampler's guidance."""
+    positive, negative = tiny.conditioning(1), tiny.conditioning(2)
+    for node, name in ((nodes_pag.PerturbedAttentionGuidance, "PerturbedAttentionGuidance"),
+                       (nodes_model_advanced.RescaleCFG, "RescaleCFG")):
+        with pytest.raises(ValueError, match=f"Concept: its model carries {name}, .* to the sampler's model instead"):
+            gcfg(base, positive, negative, tiny.latent(), call(node, concept, 0.5)[0])
+    rescaled = call(nodes_model_advanced.RescaleCFG, base, 0.5)[0]
+    gcfg(rescaled, positive, negative, tiny.latent(), rescaled.clone())

@@ -207,15 +207,77 @@ def test_a_ranged_controlnet_on_models_of_two_schedules(tiny, base, prompts):
 # --- caches ---------------------------------------------------------------------------------------------------------
 
 
+def passes(model, run):
+    """How many forward passes a run takes: the first layer sees those that a cache does not skip."""
+    calls = []
+    handle = model.model.diffusion_model.time_embed.register_forward_hook(lambda *_: calls.append(1))
+    run()
+    handle.remove()
+    return len(calls)
+
+
 def test_easycache_keeps_lanes_apart(tiny, base, prompts):
     """Lanes had the uuid of the host's conditioning: on skipped steps the concept guidance was exactly 0."""
     easycache = pytest.importorskip("comfy_extras.nodes_easycache")
     positive, negative, _ = prompts
-    cached = call(easycache.EasyCacheNode, base, 1e9, 0.2, 0.9, False)[0]
-    patched = apply(cached, [Link(model=lora(tiny, cached), scale=2.5, name="Concept")])
-    latent = tiny.latent(height=16, width=16)
-    calls = []
-    base.model.diffusion_model.middle_block.register_forward_hook(lambda *_: calls.append(1))
-    stock(patched, positive, negative, latent, steps=8, scheduler="normal")
-    assert len(calls) < 8  # it does skip
-    assert all(reading.sizes[-1] > 1e-3 for reading in trace_of(patched).read())
+    latent, counts = tiny.latent(height=16, width=16), []
+    for threshold in (0.0, 1e9):
+        cached = call(easycache.EasyCacheNode, base, threshold, 0.2, 0.9, False)[0]
+        patched = apply(cached, [Link(model=lora(tiny, cached), scale=2.5, name="Concept")])
+        counts.append(passes(base, lambda p=patched: stock(
+            p, positive, negative, latent, steps=8, scheduler="normal")))
+        assert all(reading.sizes[-1] > 1e-3 for reading in trace_of(patched).read())
+    assert 2 <= counts[1] < counts[0]  # it does skip
+
+
+# --- what the model of a guidance carries -----------------------------------------------------------------------------
+
+
+def image_prompt(model, strength):
+    """An attention patch that adds something to the guided rows only, as IPAdapter does."""
+    def patch(out, extra):
+        guided = torch.tensor([role == 0 for role in extra["cond_or_uncond"]])
+        rows = guided.repeat_interleave(out.shape[0] // len(guided))
+        return out + strength * rows.view(-1, *[1] * (out.ndim - 1)) * out.flip(-1)
+    clone = model.clone()
+    clone.set_model_attn2_output_patch(patch)
+    return clone
+
+
+def test_an_image_prompt_acts_on_an_unconditional_guidance(tiny, base, concept, prompts):
+    """The rows of an unconditional concept had the negative role: exchanging the image changed 0.0 -> 0.1."""
+    positive, negative, _ = prompts
+    one, other = (gcfg(base, positive, negative, tiny.latent(), image_prompt(concept, s)) for s in (0.5, 1.0))
+    assert relative(one, other) > 0.01
+    shared = image_prompt(base, 0.5)  # on the base it acts on the positive, and a twin's unconditional equals its own
+    twin = tiny.sd15(1)
+    twin.model_options = shared.model_options
+    expected = stock(shared, positive, negative, tiny.latent())
+    assert relative(gcfg(shared, positive, negative, tiny.latent(), twin), expected) < 1e-4
+
+
+def test_nag_acts_on_every_guidance_as_on_the_samplers_own(tiny, base, twin, prompts):
+    """It makes one prediction out of two rows of a batch: a row of ours came without its partner."""
+    positive, negative, _ = prompts
+    patched = nag(base)
+    twin.model_options = patched.model_options
+    copy = [[positive[0][0].clone(), {}]]  # the positive by another name
+    expected = stock(patched, positive, negative, tiny.latent())
+    for links in ([Link(model=twin, conditioning=positive, reference="previous guidance", scale=3.0)],
+                  [Link(conditioning=copy, reference="previous guidance", scale=3.0)], [Link(model=twin, scale=3.0)]):
+        assert relative(stock(apply(patched, links), positive, negative, tiny.latent()), expected) < 1e-4
+    plain = stock(base, positive, negative, tiny.latent())
+    assert relative(expected, plain) > 0.01
+
+
+def test_easycache_of_a_concept_is_its_own(tiny, base, concept, prompts):
+    """Its wrapper around a run never ran for a concept: it did not skip, and kept what it saw for ever."""
+    easycache = pytest.importorskip("comfy_extras.nodes_easycache")
+    positive, negative, _ = prompts
+    cached = call(easycache.EasyCacheNode, concept, 1e9, 0.2, 0.9, False)[0]
+    latent, results = tiny.latent(height=16, width=16), []
+    for _ in range(2):
+        assert 2 <= passes(concept, lambda: results.append(gcfg(
+            base, positive, negative, latent, cached, steps=8, scheduler="normal"))) < 8
+    assert torch.equal(*results)
+    assert not cached.model_options["transformer_options"]["easycache"].uuid_cache_diffs

@@ -1,0 +1,76 @@
+"""The twin law on drawn cases: chains x stock patches x conditionings x kinds of model x families, on the real host.
+
+A guidance from a model with the base's exact weights, measured from what it equals, changes nothing; a scale of 1e-4
+moves one step by about 1e-4; the order of guidances, the split of batches, and one copy against two models change
+nothing. ``pytest -m fuzz`` draws five hundred cases; the ordinary run draws forty, the same every time.
+"""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gcfg_pack.gcfg.host.sampling.chain import Link
+from gcfg_pack.gcfg.host.sampling.patch import apply
+from harness.sampling import relative, without_free_memory
+from harness.twins import CONCEPTS, cases, twin_of
+
+SMALL = 1e-4
+
+
+def twins_change_nothing(case):
+    base, style = case.base(), case.prompt(2)
+    twin = base.clone() if case.twin == "clone" else twin_of(base, case)
+    links = [Link(model=twin, scale=3.0),
+             Link(model=twin, scale=-1.5, conditioning=case.positive, reference="custom",
+                  reference_conditioning=case.positive),
+             Link(model=twin, scale=2.0, conditioning=style, reference="custom", reference_conditioning=style)]
+    assert relative(case.sample(apply(base, links)), case.sample(base)) < 2e-3
+
+
+def small_scales_move_little(case):
+    base = case.base()
+    patched = apply(base, case.chain(base, SMALL))
+    assert relative(case.sample(patched, steps=1), case.sample(base, steps=1)) < 1e-2
+
+
+def order_changes_nothing(case):
+    base = case.base()
+    links = case.chain(base)
+    other = [links[i] for i in case.order]
+    assert relative(case.sample(apply(base, links)), case.sample(apply(base, other))) < 2e-3
+
+
+def memory_changes_nothing(case):
+    base = case.base()
+    patched = apply(base, case.chain(base))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        without_free_memory(monkeypatch, base)
+        short, alone = case.sample(patched), case.sample(base)
+    if relative(alone, case.sample(base)) < 1e-4:  # the host's own patches may need a whole batch
+        assert relative(short, case.sample(patched)) < 2e-3
+
+
+def one_copy_equals_two(case):
+    base = case.base()
+    apart = twin_of(base, case)
+    results = [case.sample(apply(base, [
+        Link(model=CONCEPTS.get(kind, CONCEPTS["clone"])(m), conditioning=case.prompt(c), scale=s)
+        for kind, c, s, *_ in case.links])) for m in (base, apart)]
+    assert relative(*results) < 5e-3
+
+
+LAWS = [twins_change_nothing, small_scales_move_little, order_changes_nothing, memory_changes_nothing,
+        one_copy_equals_two]
+
+
+@given(case=cases(), law=st.sampled_from(LAWS))
+@settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+def test_twin_law(case, law):
+    law(case)
+
+
+@pytest.mark.fuzz
+@given(case=cases(), law=st.sampled_from(LAWS))
+@settings(max_examples=500, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck))
+def test_twin_law_at_length(case, law):
+    law(case)
