@@ -35,8 +35,8 @@ CONCEPTS = [
         "Base and LoRA as the Concept",
         "**A LoRA as the concept model.** Both predictions run on one copy of the base's weights.\n\n"
         "Load a base checkpoint, and a LoRA of a domain or style (**models/loras**).\n\n"
-        "The LoRA gives fidelity, the plain base keeps the prompt: connect the base, not the LoRA, to **model**.\n\n"
-        "Several GPUs? Put **MultiGPU CFG Split** behind the checkpoint: it spreads the predictions over them.",
+        "The LoRA gives fidelity, the plain base keeps the prompt: connect the base, not the LoRA, to **model**. "
+        "Several GPUs: **MultiGPU CFG Split** behind the checkpoint spreads the predictions over them.",
         {
             "Models": {
                 "base": checkpoint(),
