@@ -179,7 +179,7 @@ def test_interrupted_run_goes_on_to_the_bit(base, train, folders, method):
 def test_previews(base, train):
     watch = Stop(99)
     train(base, watch, target_steps=2, preview_every=2, preview_steps=2, preview_prompt="wearing a hat")
-    assert watch.shown == [(2, (128, 64))]
+    assert watch.shown == [(2, (128, 96))]
 
 
 def test_starts_from_an_embedding(base, train, folders):

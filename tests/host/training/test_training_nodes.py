@@ -51,7 +51,7 @@ def test_changed_folder_runs_again(tmp_path, pictures):
 def test_a_folder_below_the_input_folder(tmp_path, output, monkeypatch):
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
     draw_pictures(tmp_path / "input" / "faces", 2)
-    images, _ = GCFGImageFolder.execute(Vae(), "faces", 64, "square", False).args
+    images, *_ = GCFGImageFolder.execute(Vae(), "faces", 64, "square", False).args
     assert len(images.latents.found) == 2
     draw_pictures(tmp_path / "input" / "faces", 3)
     assert GCFGImageFolder.fingerprint_inputs("faces") != GCFGImageFolder.fingerprint_inputs("cats")
