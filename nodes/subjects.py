@@ -178,7 +178,7 @@ class GCFGImportSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, folder, name) -> io.NodeOutput:
-        lora, prompts = subject_files.import_official(folder, name, model)
+        lora, prompts = subject_files.import_official(listing.locate(folder), name, model)
         return io.NodeOutput(with_lora(model, lora), " and ".join(prompts))
 
 

@@ -126,7 +126,7 @@ def import_official(folder: str | Path, name: str, base: ModelPatcher) -> tuple[
     """
     check_word(name)
     root = Path(folder).expanduser()
-    found = sorted(root.glob(f"{OFFICIAL}.*")) if str(folder).strip() else []
+    found = sorted(root.glob(f"{OFFICIAL}.*"))
     words = sorted(root.glob("<*>.bin")) if found else []
     if not found or not words:
         raise ValueError(f"'{folder}' holds no {OFFICIAL}.bin or .safetensors beside a '<new1>.bin'; give the output "
