@@ -9,6 +9,8 @@ from .guidance import GuidanceSocket
 from .hosts import aliases
 
 ROWS = 8
+ROW = {"on": True, "scale": 2.5, "start_percent": 0.0, "end_percent": 1.0}
+"""The settings of a row that is not written out: a workflow names only the rows that it uses."""
 METADATA = "gcfg_recipe"
 """Under this key of its metadata a PNG holds the recipe."""
 
@@ -22,12 +24,15 @@ def row_inputs(number: int, prefix: str = "") -> list:
             f"What guidance {number} predicts under. The sampler's negative (unconditional) conditioning if empty.")),
         io.Model.Input(name("model"), optional=True, tooltip=(
             f"The model of guidance {number}, e.g. a concept model. The sampler's model if empty.")),
-        io.Boolean.Input(name("on"), default=True, tooltip=f"Whether guidance {number} acts."),
-        io.Float.Input(name("scale"), default=2.5, min=-100.0, max=100.0, step=0.1, round=0.001, tooltip=(
+        io.Boolean.Input(name("on"), default=ROW["on"], optional=True, tooltip=f"Whether guidance {number} acts."),
+        io.Float.Input(name("scale"), default=ROW["scale"], min=-100.0, max=100.0, step=0.1, round=0.001,
+                       optional=True, tooltip=(
             f"Strength of guidance {number}. Negative pushes away.")),
-        io.Float.Input(name("start_percent"), default=0.0, min=0.0, max=1.0, step=0.001, tooltip=(
+        io.Float.Input(name("start_percent"), default=ROW["start_percent"], min=0.0, max=1.0, step=0.001,
+                       optional=True, tooltip=(
             f"Sampling progress at which guidance {number} begins to act.")),
-        io.Float.Input(name("end_percent"), default=1.0, min=0.0, max=1.0, step=0.001, tooltip=(
+        io.Float.Input(name("end_percent"), default=ROW["end_percent"], min=0.0, max=1.0, step=0.001,
+                       optional=True, tooltip=(
             f"Sampling progress at which guidance {number} ends.")),
     ]
 
@@ -74,16 +79,17 @@ class GCFGGuidanceStack(io.ComfyNode):
 
 def stack_link(number: int, values: dict) -> Link | None:
     """A row of a stack as a guidance, None if it is switched off."""
-    if not values[f"on_{number}"]:
+    row = {name: values.get(f"{name}_{number}", default) for name, default in ROW.items()}
+    if not row["on"]:
         return None
     conditioning, model = values.get(f"conditioning_{number}"), values.get(f"model_{number}")
-    start, end = values[f"start_percent_{number}"], values[f"end_percent_{number}"]
+    start, end = row["start_percent"], row["end_percent"]
     if conditioning is None and model is None:
         raise ValueError(f"Guidance {number} of the stack has neither a conditioning nor a model: connect one, or "
                          f"switch on_{number} off.")
     if start > end:
         raise ValueError(f"start_percent_{number} {start} lies after end_percent_{number} {end}; exchange them.")
-    return Link(model, conditioning, values[f"scale_{number}"], start, end)
+    return Link(model, conditioning, row["scale"], start, end)
 
 
 class GCFGTextToGuidances(io.ComfyNode):

@@ -28,8 +28,7 @@ def stack(*rows, dynamic, chain=()):
     values = {f"{key}_{n}": value for n, row in enumerate(rows, 1) for key, value in (ROW | row).items()}
     if dynamic:
         return GCFGGuidanceStack.execute({"guidances": str(len(rows)), **values}, guidance=chain).args[0]
-    others = {f"{key}_{n}": value for n in range(len(rows) + 1, 9) for key, value in ROW.items()}
-    values = {f"guidances.{key}": value for key, value in (values | others).items()}
+    values = {f"guidances.{key}": value for key, value in values.items()}  # a workflow names only the rows that it uses
     return GCFGGuidanceStack.execute(str(len(rows)), guidance=chain, **values).args[0]
 
 

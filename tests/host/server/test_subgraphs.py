@@ -28,8 +28,10 @@ _PLACE = """async ([blueprint, outside]) => {
     }
     node.connect(0, save, 0)
     for (const inner of [...node.subgraph.nodes, node])
-        for (const widget of inner.widgets ?? [])
-            if (widget.name in outside[4][1]) widget.value = outside[4][1][widget.name]
+        for (const widget of inner.widgets ?? []) {
+            const name = widget.name.replace(/_\\d+$/, '') // of two of a name the second gets a number
+            if (name in outside[4][1]) widget.value = outside[4][1][name]
+        }
     return { inside: node.subgraph.nodes.length, widgets: (node.widgets ?? []).map((widget) => widget.name),
              open: node.inputs.filter((i) => i.link == null && !i.widget).map((i) => i.name) }
 }"""
