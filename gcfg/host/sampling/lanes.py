@@ -64,7 +64,7 @@ class Lane:
         self.guider = CFGGuider(self.patcher)
         self.guider.conds, self.guider.inner_model = self.conds, self.owner.model
         self.guider.model_options = options = create_model_options_clone(self.patcher.model_options)
-        self.patched, self.in_pairs = has_patches_beyond(options, base_options), needs_pairs(options)
+        self.patched, self.in_pairs = has_patches_beyond(options, base_options), needs_pairs(options, self.owner)
         prepare_model_patcher(self.patcher, {}, options)
         for by_key in options["transformer_options"].get("wrappers", {}).values():
             by_key.pop(KEY, None)
@@ -126,12 +126,13 @@ def find_weights(patcher: ModelPatcher, lanes: list[Lane]) -> tuple[ModelPatcher
     return with_own_weights(patcher), None
 
 
-def needs_pairs(options: dict) -> bool:
-    """True if model options hold patches that want the negative in every batch, as normalized attention guidance does.
+def needs_pairs(options: dict, owner: ModelPatcher) -> bool:
+    """True if what is done to a MODEL wants each positive beside a negative in a batch of two, as the NAG packs do.
 
-    Such nodes switch off the host's saving of the negative at cfg 1.
+    They switch off the host's saving of the negative at cfg 1, or replace the network's ``forward`` for a run.
     """
-    return bool(options.get("disable_cfg1_optimization")) and has_patches_beyond(options, {})
+    wants_negative = bool(options.get("disable_cfg1_optimization")) and has_patches_beyond(options, {})
+    return wants_negative or "forward" in vars(owner.model.diffusion_model)
 
 
 def has_patches_beyond(options: dict, base: dict) -> bool:

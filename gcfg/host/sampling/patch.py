@@ -9,6 +9,7 @@ from functools import partial
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import convert_cond
+from comfy.samplers import CFGGuider
 
 from ...guidance import BASE, Performance, Prediction
 from .. import KEY
@@ -100,7 +101,24 @@ def _sampler_sample(executor, guider, sigmas, extra_args, callback, noise, laten
     run: Run = extra_args["model_options"][KEY]
     if not run.networks:
         run.start(sigmas, noise, latent_image, denoise_mask, extra_args.get("seed"))
+    if type(guider).__call__ is not CFGGuider.__call__:
+        guider = _Called(guider)
     return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
+
+
+class _Called:
+    """Stands for a guider with a way of its own of being called, which may run no wrapper around its predictions."""
+
+    def __init__(self, guider: CFGGuider):
+        self._guider = guider
+
+    def __getattr__(self, name: str):
+        return getattr(self._guider, name)
+
+    def __call__(self, x, timestep, model_options, **kwargs):
+        def predict(x, timestep, model_options, **kwargs):
+            return self._guider(x, timestep, model_options=model_options, **kwargs)
+        return _predict_noise(predict, x, timestep, model_options, **kwargs)
 
 
 def _predict_noise(executor, x, timestep, model_options, *args, **kwargs):

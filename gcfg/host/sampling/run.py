@@ -136,7 +136,7 @@ class Run:
     def _prepare(self) -> None:
         """Options and hooks of every lane; the run itself, where its wrappers find it."""
         self.guider.model_options[KEY] = self
-        self.lanes[BASE].in_pairs = needs_pairs(self.guider.model_options)
+        self.lanes[BASE].in_pairs = needs_pairs(self.guider.model_options, self.base)
         for name, lane in self.lanes.items():
             if lane.leader == name != BASE:
                 lane.prepare(self.guider.model_options)

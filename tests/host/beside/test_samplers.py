@@ -47,3 +47,24 @@ def test_power_lora_loader_makes_a_concept(tiny, base, prompts, node, one, close
     result = one(apply(base, [Link(model=styled, scale=1.5)]), positive, negative, CFG)
     close("rgthree-comfy", "Power Lora Loader", "a concept on one copy of the weights",
           relative(result, one(base, positive, negative, CFG) + 1.5 * (dc - d0)))
+
+
+@pytest.mark.parametrize("further", [0, 1, 2])
+def test_sampler_with_nag(tiny, base, concept, prompts, node, one, close, further):
+    """It runs no wrapper around its predictions, and its attention knows the host's pair only. A further prompt of the
+    chain is a positive, too."""
+    positive, negative = prompts
+
+    def run(model, text=positive, cfg=CFG):
+        return node("ComfyUI-NAG", "KSamplerWithNAG", model=model, seed=5, steps=1, cfg=cfg, sampler_name="euler",
+                    scheduler="karras", positive=text, negative=negative, nag_negative=tiny.conditioning(8),
+                    latent_image=tiny.latent(seed=9), nag_sigma_end=0.0)[0]["samples"]
+    alone, d0, links = run(base), one(base, negative), [Link(model=concept, scale=1.5)]
+    assert relative(alone, one(base, positive, negative, CFG)) > 1e-3
+    expected = alone + 1.5 * (one(concept, negative) - d0)
+    for n in range(further):
+        text = tiny.conditioning(20 + n)
+        links.append(Link(conditioning=text, scale=0.5))
+        expected = expected + 0.5 * (run(base, text, cfg=1.0) - d0)
+    close("ComfyUI-NAG", "KSamplerWithNAG", f"the base, {further} further prompts in the chain",
+          relative(run(apply(base, links)), expected))
