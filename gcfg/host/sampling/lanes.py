@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import MethodType
 
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
@@ -132,7 +133,7 @@ def needs_pairs(options: dict, owner: ModelPatcher) -> bool:
     They switch off the host's saving of the negative at cfg 1, or replace the network's ``forward`` for a run.
     """
     wants_negative = bool(options.get("disable_cfg1_optimization")) and has_patches_beyond(options, {})
-    return wants_negative or "forward" in vars(owner.model.diffusion_model)
+    return wants_negative or isinstance(vars(owner.model.diffusion_model).get("forward"), MethodType)
 
 
 def has_patches_beyond(options: dict, base: dict) -> bool:
