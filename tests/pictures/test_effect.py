@@ -51,3 +51,12 @@ def test_the_table_reads_what_it_does_not_know_as_one_word():
     assert table("zzzqqq cat") != table("cat") and table("zzzqqq cat") == table("qqqzzz cat")
     with pytest.raises(ValueError, match="longer than 75 tokens"):
         table("cat " * 76)
+
+
+@pytest.mark.slow
+def test_a_lora_without_captions_keeps_its_look_as_a_concept(family, eye):
+    """All ten prompts: under classifier-free guidance the LoRA obeys and loses the look, in GCFG it keeps both."""
+    alone, far = seen(family, eye, recipes.tuned_cfg(2.0).renamed({"tuned": "trigger_lora"}), measure.PROMPTS)
+    guided, near = seen(family, eye, recipes.gcfg(1.5, 2.0).renamed({"concept": "trigger_lora"}), measure.PROMPTS)
+    assert min(alone, guided) > 0.7
+    assert near < 0.7 * far
