@@ -47,7 +47,7 @@ def _sentence(error: Exception) -> str:
     """The message; of the operating system's errors, what happened to which file."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{Path(error.filename).absolute()}: {error.strerror}"
-    return str(error)
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _say(text: str, code: int) -> int:

@@ -129,5 +129,5 @@ def test_two_processes_have_the_same_loss_curve(run, files, host):
 
 def test_errors_are_one_line(files, host):
     done = command(host, write(files, "none", checkpoint="missing.ckpt"))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.err.startswith("gcfg train: the base model") and "missing.ckpt" in done.err
