@@ -37,7 +37,7 @@ def moved(value, device: torch.device, dtype: torch.dtype):
         return tuple(moved(part, device, dtype) for part in value)
     if isinstance(value, dict):
         return {key: moved(part, device, dtype) for key, part in value.items()}
-    return value.to(device, dtype) if isinstance(value, Tensor) or hasattr(value, "nbytes") else value
+    return value.to(device, dtype) if isinstance(value, Tensor | Movable) else value
 
 
 def held(value) -> int:
