@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gcfg import files
 from gcfg.training import state
 
 SAVE_SECONDS = 150.0
@@ -102,7 +103,7 @@ class Stage:
 
     def _resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        state.clear_remains(self.folder)
+        files.clear_remains(self.folder)
         if (found := state.latest(self.folder)) is None:
             return
         if set(found.parameters) != set(self.parameters):
