@@ -47,7 +47,7 @@ def measure(args) -> str:
 
     from gcfg_pack.gcfg.host.sampling.chain import Link
     from gcfg_pack.gcfg.host.sampling.patch import apply
-    from gcfg_pack.gcfg.host.sampling.rows import row_adapter
+    from gcfg_pack.gcfg.host.weights.rows import row_adapter
     from harness.models.families import FAMILIES
     from harness.sampling import stock
     comfy.utils.PROGRESS_BAR_ENABLED = False

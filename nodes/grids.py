@@ -5,8 +5,8 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 from nodes import common_ksampler
 
-from ..gcfg.host.sampling import grid
-from ..gcfg.host.sampling.axes import AXES, CONCEPT, Cell, axis
+from ..gcfg.host.recipes import grid
+from ..gcfg.host.recipes.axes import AXES, CONCEPT, Cell, axis
 from .hosts import aliases
 from .sampling import (
     MAX_SEED,

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 
 from ..gcfg.guidance.trace_plot import MissingLibrary, plot
-from ..gcfg.host.sampling.methods import METHODS, Sockets, chain_for
+from ..gcfg.host.recipes.methods import METHODS, Sockets, chain_for
 from ..gcfg.host.sampling.tracing import trace_of
 from .guidance import GuidanceSocket
 from .hosts import aliases

@@ -4,10 +4,10 @@ import comfy.samplers
 from comfy_api.latest import io
 from nodes import common_ksampler
 
+from ..gcfg.host.recipes.sigmas import paper_sigmas
 from ..gcfg.host.sampling.chain import Link
 from ..gcfg.host.sampling.guider import Guider
 from ..gcfg.host.sampling.patch import apply
-from ..gcfg.host.sampling.sigmas import paper_sigmas
 from .guidance import GuidanceSocket, PerformanceSocket
 from .hosts import aliases
 

@@ -127,7 +127,7 @@ def sampled(model, clip, vae, prompt: str, guided: tuple | None = None) -> list[
     """Pictures of a prompt by CFG, or class-guided with (class prompt, subject's MODEL, subject scale)."""
     import nodes
 
-    from gcfg_pack.gcfg.host.sampling.methods import Sockets, chain_for
+    from gcfg_pack.gcfg.host.recipes.methods import Sockets, chain_for
     from gcfg_pack.gcfg.host.sampling.patch import apply
 
     with torch.inference_mode():

@@ -17,8 +17,8 @@ from ...guidance import BASE
 from ...nulltext.rowwise import RowAdapter
 from .. import KEY
 from ..models import same_modules, same_options, same_weights, with_own_weights
+from ..weights.rows import NotRowwise, row_adapter
 from .conditionings import Conds
-from .rows import NotRowwise, row_adapter
 
 
 @dataclass

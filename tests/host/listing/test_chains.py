@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from comfy_extras import nodes_custom_sampler as custom
 
 from gcfg_pack.gcfg.attention.regions import blended
+from gcfg_pack.gcfg.host.recipes.methods import Sockets, chain_for
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.guider import Guider
-from gcfg_pack.gcfg.host.sampling.methods import Sockets, chain_for
 from harness.node import call
 from harness.oracle import denoised, euler
 from harness.sampling import counted, gcfg, relative

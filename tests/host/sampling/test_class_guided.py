@@ -2,8 +2,8 @@
 
 import torch
 
+from gcfg_pack.gcfg.host.recipes.methods import Sockets, chain_for
 from gcfg_pack.gcfg.host.sampling.chain import Link
-from gcfg_pack.gcfg.host.sampling.methods import Sockets, chain_for
 from gcfg_pack.gcfg.host.training.captioned import with_lora
 from harness.sampling import STEPS, counted, gcfg, relative
 

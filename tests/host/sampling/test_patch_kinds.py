@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gcfg_pack.gcfg.host.sampling.chain import Link
-from gcfg_pack.gcfg.host.sampling.rows import NotRowwise, row_adapter
+from gcfg_pack.gcfg.host.weights.rows import NotRowwise, row_adapter
 from harness.sampling import counted, gcfg, relative
 
 LINEAR = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"

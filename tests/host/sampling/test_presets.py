@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from gcfg_pack.gcfg.guidance import Shaping
+from gcfg_pack.gcfg.host.recipes.methods import METHODS
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.guider import Guider
-from gcfg_pack.gcfg.host.sampling.methods import METHODS
 from gcfg_pack.gcfg.host.sampling.patch import apply
 from gcfg_pack.nodes.insight import GCFGPreset
 from harness.sampling import counted, gcfg, guided, relative, stock

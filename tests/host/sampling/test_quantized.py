@@ -8,7 +8,7 @@ import comfy.sd
 import pytest
 import torch
 
-from gcfg_pack.gcfg.host.sampling.rows import row_adapter
+from gcfg_pack.gcfg.host.weights.rows import row_adapter
 from harness.models import tiny
 from harness.models.families import FAMILIES
 from harness.models.weights import generator

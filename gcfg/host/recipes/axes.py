@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 
-from .chain import REFERENCES, Link
+from ..sampling.chain import REFERENCES, Link
 
 CONCEPT = "Concept"
 """Name of the guidance of the concept model."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...guidance import Recipe, presets
 from ..models import describe
-from .chain import Link, chain_of
+from ..sampling.chain import Link, chain_of
 
 SECOND = "second prompt"
 
