@@ -47,8 +47,7 @@ def grid_outputs() -> list:
 def grid_of(latent, progress, vae, rows, columns, node) -> io.NodeOutput:
     """What a grid node gives and shows; without a vae the latents alone."""
     if vae is None:
-        name = node.GET_SCHEMA().display_name
-        return io.NodeOutput(latent, ExecutionBlocker(f"Connect a vae to {name} for its grid output."))
+        return io.NodeOutput(latent, ExecutionBlocker("Connect a vae to the grid node for its grid output."))
     image = grid.decoded(vae, latent, rows, columns)
     progress.finish(image)
     return io.NodeOutput(latent, image, ui=ui.PreviewImage(image, cls=node))

@@ -147,6 +147,8 @@ def training(**inputs) -> Node:
         "held_out_every": 50, "schedule": "constant", "warm_up": 0, "optimizer": "auto", "weight_decay": 0.01,
         "gradient_clip": 1.0, "ema_decay": 0.9999, "ema_device": "auto", "precision": "auto", "micro_batch": 0,
         "checkpointing": "auto", "fused_backward": False, "min_snr": 0.0, "noise_offset": 0.0,
+        "keep": 2, "export_every": 0, "preview_scales": "1, 1.5", "preview_count": 2, "timesteps": "uniform",
+        "repeats": "", "undistill": 0.0,
     }
     return Node("GCFGTrainConceptModel", settings | inputs)
 
