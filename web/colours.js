@@ -9,13 +9,20 @@ const COLOURS = {
   GCFG_IMAGES: '#64b5f6',
 }
 
+function paint() {
+  for (const [type, colour] of Object.entries(COLOURS)) {
+    LGraphCanvas.link_type_colors[type] = colour // wires
+    app.canvas.default_connection_color_byType[type] = colour // sockets of the classic renderer
+    document.documentElement.style.setProperty(`--color-datatype-${type}`, colour) // and of the Vue one
+  }
+}
+
+// The frontend empties the colours of types that its palette does not name whenever it loads one.
 app.registerExtension({
   name: 'gcfg.colours',
   setup() {
-    for (const [type, colour] of Object.entries(COLOURS)) {
-      LGraphCanvas.link_type_colors[type] = colour // wires
-      app.canvas.default_connection_color_byType[type] = colour // sockets of the classic renderer
-      document.documentElement.style.setProperty(`--color-datatype-${type}`, colour) // and of the Vue one
-    }
+    paint()
+    app.ui.settings.addEventListener('Comfy.ColorPalette.change', () => setTimeout(paint))
   },
+  afterConfigureGraph: paint,
 })

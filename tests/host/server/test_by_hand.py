@@ -76,6 +76,7 @@ def loaded(frontend, node, tries=40):
 
 def test_sockets_have_colours_of_their_own(previewing):
     with browse(previewing) as frontend:
+        frontend.place(workflow.stock())
         colours = frontend.page.evaluate("""() => ['GCFG_GUIDANCE', 'GCFG_SCHEDULE', 'GCFG_SHAPING'].map((type) => [
             LGraphCanvas.link_type_colors[type], app.canvas.default_connection_color_byType[type],
             getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`)])""")
