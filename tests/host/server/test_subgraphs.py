@@ -6,6 +6,7 @@ import pytest
 
 from harness.find import PACK
 from harness.server.browser import browse
+from harness.server.serve import ServerError
 
 pytestmark = [pytest.mark.server, pytest.mark.browser]
 
@@ -53,7 +54,10 @@ def test_there_are_three():
 
 
 def test_the_server_offers_them(server):
-    offered = server.request("/api/global_subgraphs").values()
+    try:
+        offered = server.request("/api/global_subgraphs").values()
+    except ServerError as error:
+        pytest.skip(f"this ComfyUI offers no blueprints of packs: {error}")
     assert {entry["name"] for entry in offered if "gcfg" in entry["info"]["node_pack"]} == set(TITLES)
 
 

@@ -102,7 +102,12 @@ def canonical(api):
 
     def describe(key):
         node = api[key]
-        return [node["class_type"], {name: plain(value) for name, value in node["inputs"].items()}]
+        inputs = node["inputs"]
+        if node["class_type"] == "GCFGGuidanceStack":  # older hosts, whose inputs do not grow, send unused rows along
+            rows = int(inputs["guidances"])
+            inputs = {name: value for name, value in inputs.items()
+                      if not name.startswith("guidances.") or int(name.rpartition("_")[2]) <= rows}
+        return [node["class_type"], {name: plain(value) for name, value in inputs.items()}]
 
     def plain(value):
         if isinstance(value, list):
