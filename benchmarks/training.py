@@ -70,11 +70,13 @@ def size_of(tensors) -> int:
 def ours(changes: dict, args: argparse.Namespace):
     """The training of this pack."""
     start(find_host(), cpu=args.device == "cpu")
-    from gcfg_pack.gcfg.host.training import trainable
-    from gcfg_pack.gcfg.training import data, memory, optimizers
-    from gcfg_pack.gcfg.training.folder import RunFolder
-    from gcfg_pack.gcfg.training.loop import Training
+    from gcfg_pack.gcfg.host.training.models import trainable
+    from gcfg_pack.gcfg.training import memory
+    from gcfg_pack.gcfg.training.data.dataset import Latent
+    from gcfg_pack.gcfg.training.run.folder import RunFolder
+    from gcfg_pack.gcfg.training.run.loop import Training
     from gcfg_pack.gcfg.training.settings import Settings
+    from gcfg_pack.gcfg.training.weights import optimizers
     from harness.models import tiny
 
     settings = Settings(batch=BATCH, **changes)
@@ -89,7 +91,7 @@ def ours(changes: dict, args: argparse.Namespace):
         about["before"] = peak(args)
         model = trainable.Trainable(base, features, tiny.conditioning(1), settings, plan, torch.device(args.device))
         folder = Path(tempfile.mkdtemp(prefix="gcfg-benchmark-"))
-        run = Training(model.task({}), latents(folder, args.latent, data), [], settings, plan, RunFolder(folder))
+        run = Training(model.task({}), latents(folder, args.latent, Latent), [], settings, plan, RunFolder(folder))
 
         def step() -> None:
             run.optimize()
@@ -102,7 +104,7 @@ def ours(changes: dict, args: argparse.Namespace):
     return prepare, about
 
 
-def latents(folder: Path, side: int, data) -> list:
+def latents(folder: Path, side: int, latent: type) -> list:
     """Random latents on disk."""
     import numpy as np
 
@@ -110,7 +112,7 @@ def latents(folder: Path, side: int, data) -> list:
     for k in range(16):
         values = np.random.default_rng(k).standard_normal((2, 4, side, side)).astype(np.float16)
         np.save(folder / f"{k}.npy", values)
-        found.append(data.Latent(str(k), str(folder / f"{k}.npy"), (4, side, side)))
+        found.append(latent(str(k), str(folder / f"{k}.npy"), (4, side, side)))
     return found
 
 

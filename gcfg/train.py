@@ -65,7 +65,7 @@ def launch(arguments: argparse.Namespace, form: type, trainer: str) -> None:
     with Interruption() as interruption:
         comfyui.start(host, cpu=not cuda)
         from .host.training import command_line
-        from .training import distributed
+        from .training.run import distributed
 
         with distributed.joined(cuda):
             first = distributed.rank() == 0

@@ -16,6 +16,6 @@ __all__ = ["add_arguments", "run"]
 
 def run(arguments: argparse.Namespace) -> None:
     """The verb ``words``; see ``train.run``."""
-    from .training.words import WordSettings
+    from .training.data.words import WordSettings
 
     launch(arguments, WordSettings, "tune_words")

@@ -6,15 +6,16 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..gcfg.host.training import images as listing
-from ..gcfg.host.training import subject as training
-from ..gcfg.host.training import subject_files, words
-from ..gcfg.host.training.captioned import with_lora
+from ..gcfg.host.training.models.captioned import with_lora
 from ..gcfg.host.training.preview import NodeWatch
+from ..gcfg.host.training.subjects import files as subject_files
+from ..gcfg.host.training.subjects import train as training
+from ..gcfg.host.training.subjects import words
 from ..gcfg.host.training.train import loss_image
 from ..gcfg.training import subject_settings
+from ..gcfg.training.data.variants import Subject
+from ..gcfg.training.data.words import WordSettings
 from ..gcfg.training.subject_settings import SubjectSettings
-from ..gcfg.training.variants import Subject
-from ..gcfg.training.words import WordSettings
 from .hosts import aliases, plain_errors
 from .sampling import MAX_SEED
 

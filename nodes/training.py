@@ -9,8 +9,8 @@ from ..gcfg.host.training import images
 from ..gcfg.host.training import train as training
 from ..gcfg.host.training.preview import NodeWatch
 from ..gcfg.training import settings as choices
-from ..gcfg.training.contact_sheet import contact_sheet
-from ..gcfg.training.data import Source
+from ..gcfg.training.data.contact_sheet import contact_sheet
+from ..gcfg.training.data.dataset import Source
 from ..gcfg.training.settings import Settings
 from .hosts import advanced as folded
 from .hosts import aliases, plain_errors

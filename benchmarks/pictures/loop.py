@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gcfg import files
-from gcfg.training import state
+from gcfg.training.run import state
 
 SAVE_SECONDS = 150.0
 REPORT_STEPS = 50

@@ -12,7 +12,7 @@ from torch import Tensor
 from gcfg import comfyui
 from gcfg.nulltext import checkpoint
 from gcfg.nulltext.keymap import feature_key
-from gcfg.training import state
+from gcfg.training.run import state
 
 from . import captions, data, labels, shipped
 from .expand import CREDIT

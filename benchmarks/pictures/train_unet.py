@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from gcfg import comfyui
 from gcfg.nulltext import calibrate
 from gcfg.nulltext.attention import replace_cross_attention
-from gcfg.training.low_rank import LowRank
 from gcfg.training.randomness import generator, seed_of
+from gcfg.training.weights.low_rank import LowRank
 
 from . import captions, data, labels
 from .labels import Row

@@ -76,9 +76,10 @@ def main() -> None:
 
 def trained(chosen: argparse.Namespace) -> tuple:
     """Base MODEL, CLIP, VAE, the subject's MODEL and its prompt; the run goes on where it was."""
-    from gcfg_pack.gcfg.host.training import command_line, subject
+    from gcfg_pack.gcfg.host.training import command_line
+    from gcfg_pack.gcfg.host.training.subjects import train as subject
+    from gcfg_pack.gcfg.training.data.variants import Subject
     from gcfg_pack.gcfg.training.subject_settings import SubjectSettings
-    from gcfg_pack.gcfg.training.variants import Subject
 
     work = chosen.work.resolve()
     command_line.write_into(str(work / "models"))

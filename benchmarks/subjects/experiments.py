@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gcfg.training.contrastive import equal, info_nce
-from gcfg.training.semantic import semantic_preservation
+from gcfg.training.losses.contrastive import equal, info_nce
+from gcfg.training.losses.semantic import semantic_preservation
 
 from .world import IDS, PHOTO, SCALE, WIDTH, TextEncoder, World
 

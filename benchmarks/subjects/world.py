@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gcfg.training.contrastive import info_nce
+from gcfg.training.losses.contrastive import info_nce
 
 WIDTH, LENGTH = 64, 14
 CONTENT = [*(f"attribute{k}" for k in range(24)), *(f"class{k}" for k in range(4)), "hat", "glasses", "snow", "beach"]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .semantic import PAPER_WEIGHT
+from .losses.semantic import PAPER_WEIGHT
 from .settings import FREE, Settings, SettingsError
 
 METHODS = ("K and V", "LoRA", "rows")

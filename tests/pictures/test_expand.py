@@ -9,7 +9,7 @@ from benchmarks.pictures import expand, shipped
 from benchmarks.pictures.unet import UNet
 from benchmarks.pictures.words import WIDTH
 from gcfg.nulltext.attention import replace_cross_attention
-from gcfg.training.low_rank import LowRank
+from gcfg.training.weights.low_rank import LowRank
 
 
 def random(network: torch.nn.Module, seed: int) -> torch.nn.Module:

@@ -10,13 +10,15 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from gcfg.training import continuation, data, optimizers, state
-from gcfg.training.folder import RunFolder
-from gcfg.training.loop import Training
+from gcfg.training.data import dataset
+from gcfg.training.losses.objectives import DiffusionLoss
 from gcfg.training.memory import plan
-from gcfg.training.objectives import DiffusionLoss
+from gcfg.training.run import continuation, state
+from gcfg.training.run.folder import RunFolder
+from gcfg.training.run.loop import Training
+from gcfg.training.run.task import Task
 from gcfg.training.settings import Settings
-from gcfg.training.task import Task
+from gcfg.training.weights import optimizers
 
 
 def draw_pictures(folder, count=12, size=64, wide=0, seed=0):
@@ -74,8 +76,8 @@ def make(tmp_path, pictures):
         values = {"resolution": 64, "batch": 4, "target_steps": 8, "learning_rate": 1e-2, "held_out_every": 4,
                   "save_every": 3, "preview_every": 0, "ema_decay": 0.9, "held_out": 1}
         settings = Settings(**values | changes)
-        source = data.Source(str(pictures), 64, settings.crop == "square", settings.flip)
-        latents = data.cache(source, tmp_path / "latents", "averaging", encode).found
+        source = dataset.Source(str(pictures), 64, settings.crop == "square", settings.flip)
+        latents = dataset.cache(source, tmp_path / "latents", "averaging", encode).found
         network = network or Network(dtype=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32)
         loss = DiffusionLoss(network, noised, denoised, SIGMAS, settings.min_snr)
         losses = losses or (lambda x0, noise, level, pictures: loss(x0, noise, level))
@@ -84,7 +86,7 @@ def make(tmp_path, pictures):
         folder.begin(settings)
         newest = state.latest(folder.states)
         before = newest.notes if newest else {}
-        training, held_out = data.split(latents, settings.held_out, settings.seed, before.get("held_out", ()))
+        training, held_out = dataset.split(latents, settings.held_out, settings.seed, before.get("held_out", ()))
         planned = continuation.resolved(plan(settings, None, optimizers.has_8_bit()), settings, before)
         run = Training(task, training, held_out, settings, planned, folder, watch)
         run.resume(newest)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gcfg.training import data
-from gcfg.training.contact_sheet import ROW, WIDTH, by_size, contact_sheet
+from gcfg.training.data import dataset
+from gcfg.training.data.contact_sheet import ROW, WIDTH, by_size, contact_sheet
 from gcfg.training.settings import Settings, SettingsError
 
 from .conftest import draw_pictures, encode
@@ -11,9 +11,9 @@ from .conftest import draw_pictures, encode
 
 def test_shows_every_size_and_what_was_skipped(tmp_path):
     folder = draw_pictures(tmp_path / "p", 9, size=192, wide=3)
-    source = data.Source(str(folder), 256)
+    source = dataset.Source(str(folder), 256)
     (folder / "notes.txt").write_text("text")
-    latents = data.cache(source, tmp_path / "c", "vae", encode)
+    latents = dataset.cache(source, tmp_path / "c", "vae", encode)
     sizes = {size: len(members) for size, members in by_size(latents.found).items()}
     assert sum(sizes.values()) == 9 and list(sizes.values()) == sorted(sizes.values(), reverse=True) and len(sizes) == 2
     (folder / "picture_00.png").unlink()
@@ -23,10 +23,10 @@ def test_shows_every_size_and_what_was_skipped(tmp_path):
 
 def test_repeats(tmp_path):
     names = ("a.png", "near/b.png", "far/c.png", "far/deep/d.png")
-    latents = [data.Latent(name, "", (4, 8, 8), content=name) for name in names]
+    latents = [dataset.Latent(name, "", (4, 8, 8), content=name) for name in names]
     times = Settings(repeats="near = 3, far=0").times()
-    assert [latent.file for latent in data.repeated(latents, times)] == ["a.png", *["near/b.png"] * 3]
+    assert [latent.file for latent in dataset.repeated(latents, times)] == ["a.png", *["near/b.png"] * 3]
     with pytest.raises(ValueError, match="'nowhere', and no picture"):
-        data.repeated(latents, {"nowhere": 2})
+        dataset.repeated(latents, {"nowhere": 2})
     with pytest.raises(SettingsError, match="repeats has 'near'"):
         Settings(repeats="near")

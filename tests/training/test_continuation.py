@@ -7,11 +7,12 @@ import shutil
 import pytest
 import torch
 
-from gcfg.training import continuation, data, state
+from gcfg.training.data import dataset
 from gcfg.training.memory import PRESETS
-from gcfg.training.schedule import Schedule
+from gcfg.training.run import continuation, state
+from gcfg.training.run.task import Watch
 from gcfg.training.settings import Settings, SettingsError
-from gcfg.training.task import Watch
+from gcfg.training.weights.schedule import Schedule
 
 from .conftest import Network, draw_pictures, encode
 from .test_loop import StopAfter
@@ -84,12 +85,12 @@ def test_added_pictures_are_said_and_held_out_ones_stay_held_out(make, pictures)
 
 
 def test_held_out_are_chosen_by_content(tmp_path):
-    latents = [data.Latent(f"{k}.png", "", (4, 8, 8), content=f"content {k}") for k in range(40)]
-    training, held_out = data.split(latents, 16, 0)
-    renamed = [data.Latent(f"z{x.file}", "", x.shape, content=x.content) for x in reversed(latents)]
-    assert {x.content for x in data.split(renamed, 16, 0)[1]} == {x.content for x in held_out}
-    copies = [*latents, *(data.Latent(f"copy_{x.file}", "", x.shape, content=x.content) for x in latents)]
-    training, held_out = data.split(copies, 16, 0)
+    latents = [dataset.Latent(f"{k}.png", "", (4, 8, 8), content=f"content {k}") for k in range(40)]
+    training, held_out = dataset.split(latents, 16, 0)
+    renamed = [dataset.Latent(f"z{x.file}", "", x.shape, content=x.content) for x in reversed(latents)]
+    assert {x.content for x in dataset.split(renamed, 16, 0)[1]} == {x.content for x in held_out}
+    copies = [*latents, *(dataset.Latent(f"copy_{x.file}", "", x.shape, content=x.content) for x in latents)]
+    training, held_out = dataset.split(copies, 16, 0)
     assert not {x.content for x in training} & {x.content for x in held_out}
 
 
@@ -152,7 +153,8 @@ def test_latents_that_vanish_cost_no_step(make, tmp_path):
         def progress(self, step, steps, loss):
             if step == 4:
                 shutil.rmtree(tmp_path / "latents")
-    with pytest.raises(data.LatentsGone, match="picture_.*cannot be read.*state of step [45] is saved.*encoded anew"):
+    gone = "picture_.*cannot be read.*state of step [45] is saved.*encoded anew"
+    with pytest.raises(dataset.LatentsGone, match=gone):
         make("run", Vanish(), held_out=0).run()
     again = make("run", held_out=0)  # which encodes
     assert again.step in (4, 5)
@@ -165,25 +167,25 @@ def test_moved_pictures_are_not_encoded_again(tmp_path):
     def counting(batch):
         calls.append(1)
         return encode(batch)
-    first = data.cache(data.Source(str(folder), 64), tmp_path / "c", "vae", counting)
+    first = dataset.cache(dataset.Source(str(folder), 64), tmp_path / "c", "vae", counting)
     shutil.move(folder, tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "picture_00.png").touch()
-    again = data.cache(data.Source(str(tmp_path / "elsewhere"), 64), tmp_path / "c", "vae", counting)
+    again = dataset.cache(dataset.Source(str(tmp_path / "elsewhere"), 64), tmp_path / "c", "vae", counting)
     assert len(calls) == 8 and again == first
 
 
 def test_latents_that_nobody_uses_are_deleted(tmp_path, monkeypatch):
     folder = draw_pictures(tmp_path / "p", 3)
-    data.cache(data.Source(str(folder), 64), tmp_path / "c", "vae", encode)
+    dataset.cache(dataset.Source(str(folder), 64), tmp_path / "c", "vae", encode)
     (folder / "picture_00.png").unlink()
-    now = data.time.time()
-    monkeypatch.setattr(data.time, "time", lambda: now + data.UNUSED - 100)
-    data.cache(data.Source(str(folder), 64), tmp_path / "c", "vae", encode)
+    now = dataset.time.time()
+    monkeypatch.setattr(dataset.time, "time", lambda: now + dataset.UNUSED - 100)
+    dataset.cache(dataset.Source(str(folder), 64), tmp_path / "c", "vae", encode)
     assert len(list((tmp_path / "c").rglob("*.npy"))) == 3
     import os
     for path in (tmp_path / "c").rglob("*.npy"):
-        os.utime(path, (now - 2 * data.UNUSED,) * 2)
-    data.cache(data.Source(str(folder), 64), tmp_path / "c", "vae", encode)
+        os.utime(path, (now - 2 * dataset.UNUSED,) * 2)
+    dataset.cache(dataset.Source(str(folder), 64), tmp_path / "c", "vae", encode)
     assert len(list((tmp_path / "c").rglob("*.npy"))) == 2
 
 
@@ -211,7 +213,7 @@ def test_the_space_that_is_said_is_about_right(make, optimizer, precision):
 def test_matplotlib_may_fail_in_any_way(make, monkeypatch, caplog):
     def broken(history):
         raise AttributeError("module 'numpy' has no attribute 'Inf'")
-    monkeypatch.setattr("gcfg.training.folder.plot", broken)
+    monkeypatch.setattr("gcfg.training.run.folder.plot", broken)
     with caplog.at_level(logging.WARNING):
         make("run", target_steps=4).run()
     assert "loss.png could not be drawn" in caplog.text

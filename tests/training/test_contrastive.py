@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gcfg.training.contrastive import equal, info_nce
+from gcfg.training.losses.contrastive import equal, info_nce
 
 
 def random_features():

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gcfg.training import state
-from gcfg.training.folder import RunFolder
-from gcfg.training.optimizers import has_8_bit
-from gcfg.training.task import Diverged, Watch
+from gcfg.training.run import state
+from gcfg.training.run.folder import RunFolder
+from gcfg.training.run.task import Diverged, Watch
+from gcfg.training.weights.optimizers import has_8_bit
 
 from .conftest import Network
 from .test_loop import StopAfter, loop_loss
@@ -33,8 +33,8 @@ import torch
 torch.set_num_threads(1)
 import conftest
 from gcfg.train import Interruption
-from gcfg.training.folder import RunFolder
-from gcfg.training.task import Watch
+from gcfg.training.run.folder import RunFolder
+from gcfg.training.run.task import Watch
 make = conftest.make.__wrapped__(Path(sys.argv[3]), Path(sys.argv[3]) / "pictures")
 with Interruption() as interruption:
     class Terminal(Watch):

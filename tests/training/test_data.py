@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from gcfg.training import batches, data, pictures
+from gcfg.training.data import batches, dataset, pictures
 
 from .conftest import draw_pictures, encode
 
 
 def source(folder, **changes):
-    return data.Source(str(folder), **{"resolution": 64} | changes)
+    return dataset.Source(str(folder), **{"resolution": 64} | changes)
 
 
 def counting(calls):
@@ -34,7 +34,7 @@ def test_bad_files_are_listed_and_the_others_used(tmp_path):
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
     Image.new("1", (20000, 6000)).save(folder / "huge.png")
-    found = data.cache(source(folder), tmp_path / "c", "vae", encode)
+    found = dataset.cache(source(folder), tmp_path / "c", "vae", encode)
     assert [latent.file for latent in found.found] == ["picture_00.png", "picture_01.png", "picture_02.png"]
     reasons = dict(found.skipped)
     for file, word in {"notes.txt": "no picture", "broken.png": "damaged", "cut.png": "damaged", "tiny.png": "small",
@@ -49,36 +49,36 @@ def test_no_folder_empty_folder_no_picture(tmp_path):
     folder.mkdir()
     for place, word in ((tmp_path / "none", "no folder"), (folder, "empty")):
         with pytest.raises(ValueError, match=word):
-            data.cache(source(place), tmp_path / "c", "vae", encode)
+            dataset.cache(source(place), tmp_path / "c", "vae", encode)
     with pytest.raises(ValueError, match="no folder"):
         pictures.files("")
     (folder / "a.txt").write_text("text")
     with pytest.raises(ValueError, match="no file in .*a.txt: no picture"):
-        data.cache(source(folder), tmp_path / "c", "vae", encode)
+        dataset.cache(source(folder), tmp_path / "c", "vae", encode)
 
 
 def test_cache_encodes_once_and_again_what_changed(tmp_path):
     folder, calls = draw_pictures(tmp_path / "p", 4), []
-    first = data.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    first = dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls))
     assert len(calls) == 8  # as they are, and mirrored
-    assert data.cache(source(folder), tmp_path / "c", "vae", counting(calls)) == first and len(calls) == 8
+    assert dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls)) == first and len(calls) == 8
     draw_pictures(folder, 1, seed=9)
-    data.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls))
     assert len(calls) == 10
-    data.cache(source(folder), tmp_path / "c", "other vae", counting(calls))
-    data.cache(source(folder, flip=False), tmp_path / "c", "vae", counting(calls))
+    dataset.cache(source(folder), tmp_path / "c", "other vae", counting(calls))
+    dataset.cache(source(folder, flip=False), tmp_path / "c", "vae", counting(calls))
     assert len(calls) == 10 + 8 + 4
 
 
 def test_half_written_cache_is_made_again(tmp_path):
     folder, calls = draw_pictures(tmp_path / "p", 2), []
-    first = data.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    first = dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls))
     whole = first.found[0].load(False)
     with open(first.found[0].path, "r+b") as file:
         file.truncate(100)
     index = next((tmp_path / "c").rglob("index.jsonl"))
     index.write_text(index.read_text() + '{"key": "cut of')
-    again = data.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    again = dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls))
     assert len(calls) == 6 and torch.equal(again.found[0].load(False), whole)
 
 
@@ -89,13 +89,13 @@ def test_interrupted_caching_keeps_what_is_done(tmp_path):
         if done == 2:
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        data.cache(source(folder), tmp_path / "c", "vae", counting(calls), stop)
-    data.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+        dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls), stop)
+    dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls))
     assert len(calls) == 8
 
 
 def test_mirrored_copy(tmp_path):
-    latents = data.cache(source(draw_pictures(tmp_path / "p", 1)), tmp_path / "c", "vae", encode)
+    latents = dataset.cache(source(draw_pictures(tmp_path / "p", 1)), tmp_path / "c", "vae", encode)
     plain, mirrored = (latents.found[0].load(flip) for flip in (False, True))
     assert torch.allclose(plain.flip(2), mirrored, atol=2e-3) and not torch.equal(plain, mirrored)
 
@@ -140,7 +140,7 @@ def test_order_with_fewer_pictures_than_the_batch():
 
 
 def test_split_holds_out_at_most_a_tenth(tmp_path):
-    latents = [data.Latent(str(i), "", (4, 8, 8), content=str(i)) for i in range(50)]
-    train, held_out = data.split(latents, 16, 0)
+    latents = [dataset.Latent(str(i), "", (4, 8, 8), content=str(i)) for i in range(50)]
+    train, held_out = dataset.split(latents, 16, 0)
     assert len(held_out) == 5 and len(train) == 45 and not {x.file for x in train} & {x.file for x in held_out}
-    assert data.split(latents[:5], 16, 0)[1] == []
+    assert dataset.split(latents[:5], 16, 0)[1] == []

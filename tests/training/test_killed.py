@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gcfg.training import state
+from gcfg.training.run import state
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANGES = {"save_every": 5, "held_out_every": 0, "seed": 3}

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from gcfg.training import folder, loop, state
-from gcfg.training.schedule import Schedule
+from gcfg.training.run import folder, loop, state
+from gcfg.training.run.task import Diverged, OutOfMemory, Watch
 from gcfg.training.settings import Settings, SettingsError
-from gcfg.training.task import Diverged, OutOfMemory, Watch
+from gcfg.training.weights.schedule import Schedule
 
 from .conftest import SIGMAS, Network, denoised, noised
 
@@ -116,7 +116,7 @@ def limited(network, most):
 
 
 def loop_loss(network):
-    from gcfg.training.objectives import DiffusionLoss
+    from gcfg.training.losses.objectives import DiffusionLoss
     return DiffusionLoss(network, noised, denoised, SIGMAS)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gcfg.training import objectives
+from gcfg.training.losses import objectives
 
 SIGMA = torch.tensor([0.05, 0.7, 9.0])
 X0, NOISE = torch.randn((2, 3, 4, 8, 8), generator=torch.Generator().manual_seed(0)).unbind()

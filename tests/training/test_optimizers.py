@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gcfg.training import average, low_rank, optimizers
+from gcfg.training.weights import average, low_rank, optimizers
 
 from .conftest import Network
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gcfg.training import data, pictures
+from gcfg.training.data import dataset, pictures
 
 from .conftest import draw_pictures, encode
 
@@ -21,7 +21,7 @@ FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "bmp": "BMP", "tif": "TI
 
 
 def cached(folder, tmp_path, encoder=encode, name="vae"):
-    return data.cache(data.Source(str(folder), 64), tmp_path / "c", name, encoder)
+    return dataset.cache(dataset.Source(str(folder), 64), tmp_path / "c", name, encoder)
 
 
 def test_errors_are_tried_again(tmp_path):

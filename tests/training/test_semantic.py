@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gcfg.training.semantic import masked_squared_error, semantic_preservation
+from gcfg.training.losses.semantic import masked_squared_error, semantic_preservation
 
 
 def test_distance_is_between_nothing_and_two():

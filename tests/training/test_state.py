@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gcfg.training import folder, state
+from gcfg.training.run import folder, state
 
 
 def example(step, value=1.0):

@@ -14,16 +14,17 @@ import comfy.sd
 import folder_paths
 import torch
 
-from ...training import distributed
-from ...training.data import Source
-from ...training.folder import RunFolder
+from ...training.data.dataset import Source
+from ...training.data.variants import Subject
+from ...training.data.words import WordSettings
+from ...training.run import distributed
+from ...training.run.folder import RunFolder
+from ...training.run.task import Watch
 from ...training.settings import Settings
 from ...training.subject_settings import SubjectSettings
-from ...training.task import Watch
-from ...training.variants import Subject
-from ...training.words import WordSettings
-from . import subject, words
 from .images import latents_folder, prepare
+from .subjects import train as subject
+from .subjects import words
 from .train import run_folder
 from .train import train as train_model
 

@@ -11,13 +11,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...nulltext import checkpoint
-from ...training import data
-from ...training.folder import RunFolder
+from ...training.data import dataset
+from ...training.run.folder import RunFolder
 from ...training.settings import Settings
 from ..concepts import concept
-from .captioned import with_lora
-from .empty_prompt import EmptyPrompt
-from .network import unet_class
+from .models.captioned import with_lora
+from .models.empty_prompt import EmptyPrompt
+from .models.network import unet_class
 
 README = """# {name}
 
@@ -47,8 +47,8 @@ class Export:
         form: what is trained, ``Trainable`` or ``EmptyPrompt``.
     """
 
-    def __init__(self, base: ModelPatcher, place: RunFolder, settings: Settings, latents: data.Latents, trained_on: int,
-                 form):
+    def __init__(self, base: ModelPatcher, place: RunFolder, settings: Settings, latents: dataset.Latents,
+                 trained_on: int, form):
         self.base, self.place, self.settings, self.latents, self.form = base, place, settings, latents, form
         self.trained_on = trained_on
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...nulltext.provenance import fingerprint
-from ...training import data, pictures
+from ...training.data import dataset, pictures
 from ..concepts import files as concept_files
 
 
@@ -22,8 +22,8 @@ from ..concepts import files as concept_files
 class ConceptImages:
     """Socket type GCFG_IMAGES: the pictures of a concept, their latents on disk, and the autoencoder of both."""
 
-    source: data.Source
-    latents: data.Latents
+    source: dataset.Source
+    latents: dataset.Latents
     vae: object
 
 
@@ -32,7 +32,7 @@ def latents_folder(runs: Path) -> Path:
     return (runs.parent if runs.name == concept_files.FOLDER else runs) / "concept_latents"
 
 
-def prepare(source: data.Source, vae, folder: str | Path | None = None,
+def prepare(source: dataset.Source, vae, folder: str | Path | None = None,
             progress: Callable[[int, int], None] = lambda done, total: None) -> ConceptImages:
     """Encode what is not on disk yet.
 
@@ -55,7 +55,7 @@ def prepare(source: data.Source, vae, folder: str | Path | None = None,
         comfy.model_management.throw_exception_if_processing_interrupted()
     place = folder or latents_folder(Path(folder_paths.get_output_directory()) / concept_files.FOLDER)
     autoencoder = f"{fingerprint(vae.get_sd())} {getattr(vae, 'vae_dtype', '')}"
-    return ConceptImages(source, data.cache(source, place, autoencoder, encode, watched), vae)
+    return ConceptImages(source, dataset.cache(source, place, autoencoder, encode, watched), vae)
 
 
 def locate(folder: str) -> Path:

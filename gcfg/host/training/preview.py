@@ -15,15 +15,15 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ... import files
-from ...training.folder import RunFolder
+from ...training.run.folder import RunFolder
+from ...training.run.task import Watch, is_out_of_memory
 from ...training.settings import Settings
-from ...training.task import Watch, is_out_of_memory
 from ..previews import picture_of, show_result
 from ..sampling.chain import Link
 from ..sampling.patch import apply
-from .empty_prompt import EmptyPrompt
-from .network import PIXELS
-from .trainable import Trainable
+from .models.empty_prompt import EmptyPrompt
+from .models.network import PIXELS
+from .models.trainable import Trainable
 
 CONTROL_SCALE = 2.5
 """Of a preview with a prompt: the default of KSampler (GCFG)."""

@@ -14,20 +14,23 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...training import continuation, data, distributed, folder, loop, memory, optimizers, state
-from ...training.folder import RunFolder
+from ...training import memory
+from ...training.data import dataset
+from ...training.run import continuation, distributed, folder, loop, state
+from ...training.run.folder import RunFolder
+from ...training.run.task import Watch
 from ...training.settings import Settings
-from ...training.task import Watch
+from ...training.weights import optimizers
 from ..concepts import files as concept_files
 from ..concepts.concept import UNET, originals, weights
 from ..concepts.convert import null_text_features
 from ..models import check_conditioning, describe
-from .empty_prompt import EmptyPrompt
 from .export import Export, checkpoint_of, finished, has_null_text_form
 from .images import ConceptImages
-from .network import differentiable
+from .models.empty_prompt import EmptyPrompt
+from .models.network import differentiable
+from .models.trainable import Trainable
 from .preview import Preview
-from .trainable import Trainable
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,9 @@ def _train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, 
     with torch.inference_mode():
         prompts = {text: encode(clip, text) for text in {"", *settings.prompts()}}
     check_conditioning(base, prompts[""], "Train Concept Model")
-    training, held_out = data.split(images.latents.found, settings.held_out, settings.seed, before.get("held_out", ()))
-    training = data.repeated(training, settings.times())
+    training, held_out = dataset.split(images.latents.found, settings.held_out, settings.seed,
+                                       before.get("held_out", ()))
+    training = dataset.repeated(training, settings.times())
     if newest is not None and newest.step >= settings.target_steps:
         made = finished(base, place.path / f"{settings.run_name}.safetensors",
                         state.path_of(place.states, newest.step))

@@ -4,7 +4,7 @@ import torch
 
 from gcfg_pack.gcfg.host.recipes.methods import Sockets, chain_for
 from gcfg_pack.gcfg.host.sampling.chain import Link
-from gcfg_pack.gcfg.host.training.captioned import with_lora
+from gcfg_pack.gcfg.host.training.models.captioned import with_lora
 from harness.sampling import STEPS, counted, gcfg, relative
 
 from .test_one_copy import with_adapter

@@ -4,7 +4,7 @@ import comfy.samplers
 import pytest
 import torch
 
-from gcfg_pack.gcfg.host.training.captioned import Captioned, with_lora
+from gcfg_pack.gcfg.host.training.models.captioned import Captioned, with_lora
 from gcfg_pack.gcfg.training.memory import Plan
 from harness.models.concepts import same, weights_of
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gcfg_pack.gcfg.host.training import empty_prompt, images, network
+from gcfg_pack.gcfg.host.training import images
 from gcfg_pack.gcfg.host.training import train as training
-from gcfg_pack.gcfg.training import data
+from gcfg_pack.gcfg.host.training.models import empty_prompt, network
+from gcfg_pack.gcfg.training.data import dataset
 from gcfg_pack.gcfg.training.memory import Plan
+from gcfg_pack.gcfg.training.run.task import Watch
 from gcfg_pack.gcfg.training.settings import Settings, SettingsError
-from gcfg_pack.gcfg.training.task import Watch
 from harness.models.concepts import same, weights_of
 from harness.models.families import FAMILIES, available
 from harness.sampling import gcfg
@@ -68,7 +69,7 @@ def train(tmp_path, family):
 
     def run(base, **changes):
         frames = base.get_model_object("latent_format").latent_dimensions == 3
-        pictures = images.prepare(data.Source(str(folder), 64), Vae(family.latent[0], frames), tmp_path / "latents")
+        pictures = images.prepare(dataset.Source(str(folder), 64), Vae(family.latent[0], frames), tmp_path / "latents")
         settings = Settings(**QUICK | {"output": str(tmp_path / "runs")} | changes)
         with torch.inference_mode():
             return training.train(base, Clip(family), pictures, settings, Watch())

@@ -12,15 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from gcfg_pack.gcfg.host.training import subject, subject_files
-from gcfg_pack.gcfg.host.training.captioned import with_lora
+from gcfg_pack.gcfg.host.training.models.captioned import with_lora
+from gcfg_pack.gcfg.host.training.subjects import files as subject_files
+from gcfg_pack.gcfg.host.training.subjects import train as subject
 from gcfg_pack.gcfg.nulltext import checkpoint
-from gcfg_pack.gcfg.training import state
+from gcfg_pack.gcfg.training.data.variants import Subject
 from gcfg_pack.gcfg.training.memory import Plan
+from gcfg_pack.gcfg.training.run import state
+from gcfg_pack.gcfg.training.run.task import Watch
 from gcfg_pack.gcfg.training.settings import SettingsError
 from gcfg_pack.gcfg.training.subject_settings import SubjectSettings
-from gcfg_pack.gcfg.training.task import Watch
-from gcfg_pack.gcfg.training.variants import Subject
 from gcfg_pack.nodes.subjects import GCFGImportSubject
 from harness.models.concepts import same, weights_of
 from harness.models.text import clip

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from gcfg_pack.gcfg.nulltext import checkpoint as files_of
-from gcfg_pack.gcfg.training import state
+from gcfg_pack.gcfg.training.data.words import WordSettings
+from gcfg_pack.gcfg.training.run import state
 from gcfg_pack.gcfg.training.subject_settings import SubjectSettings
-from gcfg_pack.gcfg.training.words import WordSettings
 from gcfg_pack.nodes.subjects import GCFGSubjectImages, GCFGTrainSubject
 from harness.find import PACK
 from harness.models.files import checkpoint

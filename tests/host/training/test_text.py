@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gcfg_pack.gcfg.host.training.text import TrainableText
+from gcfg_pack.gcfg.host.training.models.text import TrainableText
 from gcfg_pack.gcfg.nulltext import checkpoint
-from gcfg_pack.gcfg.training.semantic import semantic_preservation
+from gcfg_pack.gcfg.training.losses.semantic import semantic_preservation
 from harness.models.text import clip
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import folder_paths
 import pytest
 import torch
 
-from gcfg_pack.gcfg.training import state
+from gcfg_pack.gcfg.training.run import state
 from gcfg_pack.gcfg.training.settings import Settings
 from gcfg_pack.nodes.training import GCFGImageFolder, GCFGTrainConceptModel
 from harness.find import PACK

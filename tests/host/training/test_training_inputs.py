@@ -8,9 +8,9 @@ import torch
 
 from gcfg_pack.gcfg.host.training import images, preview
 from gcfg_pack.gcfg.host.training import train as training
-from gcfg_pack.gcfg.training import data
+from gcfg_pack.gcfg.training.data import dataset
+from gcfg_pack.gcfg.training.run.task import Watch
 from gcfg_pack.gcfg.training.settings import Settings
-from gcfg_pack.gcfg.training.task import Watch
 from gcfg_pack.nodes.training import GCFGTrainConceptModel
 from harness.training import Clip, Vae, draw_pictures
 
@@ -42,7 +42,7 @@ def folder(tmp_path):
 def train(tmp_path, folder):
     """train(base, clip, vae, watch, **settings)"""
     def run(base, clip=None, vae=None, watch=None, **changes):
-        pictures = images.prepare(data.Source(str(folder), 64), vae or Vae(), tmp_path / "latents")
+        pictures = images.prepare(dataset.Source(str(folder), 64), vae or Vae(), tmp_path / "latents")
         settings = Settings(**QUICK | {"output": str(tmp_path / "runs")} | changes)
         with torch.inference_mode():
             return training.train(base, clip or Clip(), pictures, settings, watch or Watch())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gcfg_pack.gcfg.host.training import train as training
-from gcfg_pack.gcfg.training import state
+from gcfg_pack.gcfg.training.run import state
 from gcfg_pack.nodes.training import GCFGImageFolder, GCFGTrainConceptModel
 from harness.sampling import gcfg
 from harness.training import Clip, Vae, draw_pictures

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from gcfg_pack.gcfg.host.concepts import concept
-from gcfg_pack.gcfg.host.training import images, trainable
+from gcfg_pack.gcfg.host.training import images
 from gcfg_pack.gcfg.host.training import train as training
-from gcfg_pack.gcfg.training import data, state
+from gcfg_pack.gcfg.host.training.models import trainable
+from gcfg_pack.gcfg.training.data import dataset
 from gcfg_pack.gcfg.training.memory import Plan
+from gcfg_pack.gcfg.training.run import state
+from gcfg_pack.gcfg.training.run.task import Watch
 from gcfg_pack.gcfg.training.settings import Settings
-from gcfg_pack.gcfg.training.task import Watch
 from harness.models.concepts import same, weights_of
 from harness.sampling import gcfg
 from harness.training import Clip, Vae, draw_pictures
@@ -40,7 +42,7 @@ class Stop(Watch):
 @pytest.fixture
 def pictures(tmp_path):
     folder = draw_pictures(tmp_path / "pictures")
-    return images.prepare(data.Source(str(folder), 64), Vae(), tmp_path / "latents")
+    return images.prepare(dataset.Source(str(folder), 64), Vae(), tmp_path / "latents")
 
 
 @pytest.fixture

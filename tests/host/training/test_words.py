@@ -9,13 +9,14 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
-from gcfg_pack.gcfg.host.training import subject, words
-from gcfg_pack.gcfg.host.training.text import TrainableText
+from gcfg_pack.gcfg.host.training.models.text import TrainableText
+from gcfg_pack.gcfg.host.training.subjects import train as subject
+from gcfg_pack.gcfg.host.training.subjects import words
 from gcfg_pack.gcfg.nulltext import checkpoint
-from gcfg_pack.gcfg.training import state
-from gcfg_pack.gcfg.training.task import Watch
-from gcfg_pack.gcfg.training.variants import Subject
-from gcfg_pack.gcfg.training.words import WordSettings
+from gcfg_pack.gcfg.training.data.variants import Subject
+from gcfg_pack.gcfg.training.data.words import WordSettings
+from gcfg_pack.gcfg.training.run import state
+from gcfg_pack.gcfg.training.run.task import Watch
 from harness.models.text import clip
 from harness.models.weights import draw
 from harness.training import Vae, draw_pictures

@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .data import Latent
-from .memory import Plan
-from .randomness import generator
-from .settings import Settings, SettingsError
+from ..data.dataset import Latent
+from ..memory import Plan
+from ..randomness import generator
+from ..settings import Settings, SettingsError
 
 Notes = Mapping[str, object]
 """The plain values of a state."""

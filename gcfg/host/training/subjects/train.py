@@ -14,19 +14,22 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ...nulltext.provenance import fingerprint
-from ...training import continuation, distributed, loop, memory, optimizers, state, variants
-from ...training.folder import RunFolder
-from ...training.semantic import semantic_preservation
-from ...training.subject_settings import SubjectSettings
-from ...training.task import Task, Watch
-from ..concepts.concept import originals, stated
-from . import subject_files
-from .captioned import Captioned, with_lora
-from .network import differentiable
-from .subject_preview import SubjectPreview
-from .text import TrainableText
-from .train import _available, encode
+from ....nulltext.provenance import fingerprint
+from ....training import memory
+from ....training.data import variants
+from ....training.losses.semantic import semantic_preservation
+from ....training.run import continuation, distributed, loop, state
+from ....training.run.folder import RunFolder
+from ....training.run.task import Task, Watch
+from ....training.subject_settings import SubjectSettings
+from ....training.weights import optimizers
+from ...concepts.concept import originals, stated
+from ..models.captioned import Captioned, with_lora
+from ..models.network import differentiable
+from ..models.text import TrainableText
+from ..train import _available, encode
+from . import files as subject_files
+from .preview import SubjectPreview
 
 FOLDER = "subjects"
 CAPTION = "a photo of a"

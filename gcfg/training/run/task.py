@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .data import Latent
+from ..data.dataset import Latent
 
 
 class Diverged(ValueError):

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import files as atomic
-from ..nulltext import checkpoint
+from ... import files as atomic
+from ...nulltext import checkpoint
 
 VERSION = "2"
 _NAME = re.compile(r"step_(\d{8})\.state")

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import pictures
-from .data import Latent, Latents, Source
+from .dataset import Latent, Latents, Source
 
 WIDTH, ROW, LINE, GAP = 1024, 128, 16, 4
 SHOWN, LISTED = 48, 24

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..randomness import generator
 from . import pictures
-from .data import Encode, Latent, store
-from .randomness import generator
+from .dataset import Encode, Latent, store
 
 CELL = 8
 """Pixels along each side of a latent's cell."""

@@ -8,11 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from . import distributed
-from .data import Latent
-from .objectives import logit_normal, offset_noise
-from .randomness import draw, generator
-from .settings import Settings
+from ..losses.objectives import logit_normal, offset_noise
+from ..randomness import draw, generator
+from ..run import distributed
+from ..settings import Settings
+from .dataset import Latent
 
 Samples = tuple[Tensor, Tensor, Tensor, list[Latent]]
 """Latents (B, C, h, w), noise, levels (B,), and the B pictures."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .settings import Settings, SettingsError
+from ..settings import Settings, SettingsError
 
 
 @dataclass(frozen=True)

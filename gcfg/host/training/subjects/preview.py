@@ -6,12 +6,12 @@ import comfy.sample
 import torch
 from PIL import Image
 
-from ...training.folder import RunFolder
-from ...training.subject_settings import SubjectSettings
-from ...training.task import Watch
-from .captioned import with_lora
-from .network import PIXELS
-from .preview import Preview, sheet
+from ....training.run.folder import RunFolder
+from ....training.run.task import Watch
+from ....training.subject_settings import SubjectSettings
+from ..models.captioned import with_lora
+from ..models.network import PIXELS
+from ..preview import Preview, sheet
 
 SCALE = 6.0
 """CFG scale of the official code."""

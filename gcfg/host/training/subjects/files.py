@@ -11,11 +11,11 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...nulltext import checkpoint
-from ...nulltext.checkpoint import CheckpointError
-from ...nulltext.provenance import Provenance
-from ...training.subject_settings import check_word
-from ..concepts.concept import UNET, stated, weights
+from ....nulltext import checkpoint
+from ....nulltext.checkpoint import CheckpointError
+from ....nulltext.provenance import Provenance
+from ....training.subject_settings import check_word
+from ...concepts.concept import UNET, stated, weights
 
 ENDINGS = ("", ".safetensors", ".pt", ".bin")
 """Under which the host finds an embedding."""

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import files
+from ... import files
+from ..randomness import seed_of
 from . import pictures
-from .randomness import seed_of
 
 Encode = Callable[[Tensor], Tensor]
 """Pictures (B, H, W, 3) in [0, 1] -> latents (B, C, h, w), before the model's own scaling."""

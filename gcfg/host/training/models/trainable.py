@@ -10,18 +10,18 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...nulltext.attention import cross_attention_blocks
-from ...nulltext.identify import Kind
-from ...nulltext.keymap import feature_key
-from ...training import low_rank
-from ...training.data import Latent
-from ...training.memory import Plan
-from ...training.settings import Settings
-from ...training.task import Task
-from ..concepts import files as concept_files
-from ..concepts.concept import Blueprint, Concept, adopt, apply_adapter, build, shapes, stated
-from ..concepts.convert import rebuild
-from ..models import is_dynamic
+from ....nulltext.attention import cross_attention_blocks
+from ....nulltext.identify import Kind
+from ....nulltext.keymap import feature_key
+from ....training.data.dataset import Latent
+from ....training.memory import Plan
+from ....training.run.task import Task
+from ....training.settings import Settings
+from ....training.weights import low_rank
+from ...concepts import files as concept_files
+from ...concepts.concept import Blueprint, Concept, adopt, apply_adapter, build, shapes, stated
+from ...concepts.convert import rebuild
+from ...models import is_dynamic
 from .network import PIXELS, Network
 
 

@@ -16,11 +16,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...nulltext.attention import replace_cross_attention
-from ...nulltext.keymap import feature_key
-from ...training.memory import Plan
-from ...training.objectives import DiffusionLoss
-from ..concepts.concept import Blueprint, weights
+from ....nulltext.attention import replace_cross_attention
+from ....nulltext.keymap import feature_key
+from ....training.losses.objectives import DiffusionLoss
+from ....training.memory import Plan
+from ...concepts.concept import Blueprint, weights
 
 PIXELS = 8
 """Pixels along each side of a latent's cell."""

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data import Latent, store
-from .randomness import generator
-from .settings import Settings
+from ..randomness import generator
+from ..settings import Settings
+from .dataset import Latent, store
 
 TEMPLATES = ("a photo of a {}", "a rendering of a {}", "a cropped photo of the {}", "a photo of the {}",
              "a close up of {}", "a bright photo of the {}", "a picture of {}", "a good photo of the {}",

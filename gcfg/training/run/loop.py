@@ -8,17 +8,17 @@ from contextlib import contextmanager
 
 import torch
 
+from ..data.batches import Loader
+from ..data.dataset import Latent, LatentsGone
+from ..memory import Plan
+from ..randomness import draw
+from ..settings import Settings
+from ..weights.average import Average
+from ..weights.optimizers import Optimizer
+from ..weights.schedule import Schedule
 from . import continuation, distributed, state
-from .average import Average
-from .batches import Loader
-from .data import Latent, LatentsGone
 from .folder import RunFolder
-from .memory import Plan
-from .optimizers import Optimizer
-from .randomness import draw
 from .recording import Recorder
-from .schedule import Schedule
-from .settings import Settings
 from .state import State
 from .step import Stepper, losses_of
 from .task import Diverged, OutOfMemory, Task, Watch

@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
-from .. import files
-from . import settings as settings_file
-from .settings import Settings, SettingsError
+from ... import files
+from .. import settings as settings_file
+from ..settings import Settings, SettingsError
 
 COLUMNS = ("step", "loss", "held_out_loss", "learning_rate", "gradient_norm")
 """What is recorded of a step; NaN where a value was not measured."""

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..data.batches import Loader
+from ..data.dataset import Latent
+from ..memory import Plan
+from ..settings import Settings
+from ..weights.optimizers import Optimizer, gradient_norm
 from . import distributed
-from .batches import Loader
-from .data import Latent
-from .memory import Plan
-from .optimizers import Optimizer, gradient_norm
-from .settings import Settings
 from .task import Diverged, OutOfMemory, Task, is_out_of_memory
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .randomness import seed_of
+from ..randomness import seed_of
 
 
 def has_8_bit() -> bool:

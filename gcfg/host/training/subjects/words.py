@@ -13,17 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...nulltext import checkpoint
-from ...nulltext.provenance import Provenance, fingerprint
-from ...training import distributed, loop, memory, state, variants
-from ...training.contrastive import equal, info_nce_each
-from ...training.folder import RunFolder
-from ...training.subject_settings import check_word
-from ...training.task import Task, Watch
-from ...training.words import View, WordSettings, captions, encode
-from . import subject_files
-from .subject import FOLDER, SubjectImages, check_class_word
-from .text import TrainableText
+from ....nulltext import checkpoint
+from ....nulltext.provenance import Provenance, fingerprint
+from ....training import memory
+from ....training.data import variants
+from ....training.data.words import View, WordSettings, captions, encode
+from ....training.losses.contrastive import equal, info_nce_each
+from ....training.run import distributed, loop, state
+from ....training.run.folder import RunFolder
+from ....training.run.task import Task, Watch
+from ....training.subject_settings import check_word
+from ..models.text import TrainableText
+from . import files as subject_files
+from .train import FOLDER, SubjectImages, check_class_word
 
 ROWS = 2
 """Rows of each word, as in the official code."""

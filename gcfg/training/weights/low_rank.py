@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..nulltext.adapter import Adapter
-from .randomness import generator
+from ...nulltext.adapter import Adapter
+from ..randomness import generator
 
 
 class LowRank:

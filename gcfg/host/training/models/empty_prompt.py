@@ -10,13 +10,13 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...nulltext.provenance import Provenance
-from ...training.data import Latent
-from ...training.memory import Plan
-from ...training.objectives import undistilled
-from ...training.settings import Settings, SettingsError
-from ...training.task import Task
-from ..concepts.files import DTYPES
+from ....nulltext.provenance import Provenance
+from ....training.data.dataset import Latent
+from ....training.losses.objectives import undistilled
+from ....training.memory import Plan
+from ....training.run.task import Task
+from ....training.settings import Settings, SettingsError
+from ...concepts.files import DTYPES
 from .captioned import LORA, Captioned, with_lora
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import environment
+from ... import environment
 
 PATIENCE = timedelta(hours=48)
 """How long processes wait for the first one, which encodes the pictures."""

@@ -12,10 +12,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...nulltext.attention import cross_attention_blocks
-from ...training.low_rank import LowRank
-from ...training.memory import Plan
-from ..concepts.concept import UNET
+from ....nulltext.attention import cross_attention_blocks
+from ....training.memory import Plan
+from ....training.weights.low_rank import LowRank
+from ...concepts.concept import UNET
 from .network import Network
 
 KEYS_AND_VALUES, LORA, ROWS = "K and V", "LoRA", "rows"
