@@ -159,7 +159,9 @@ class GCFGGuider(io.ComfyNode):
             **aliases("cfg guider", "dual cfg", "multi cfg", "composable", "concept", "lora"),
             inputs=[
                 io.Model.Input("model", tooltip="The base model."),
-                io.Conditioning.Input("negative", tooltip="The unconditional conditioning: the baseline."),
+                io.Conditioning.Input("negative", optional=True, tooltip=(
+                    "The unconditional conditioning: the baseline. Not connected: no text, for null-text models and "
+                    "those that predict without any.")),
                 GuidanceSocket.Input("guidance", tooltip="The chain of guidances."),
                 io.Model.Input("baseline_model", optional=True, tooltip=(
                     "Predicts the baseline under the negative conditioning in place of the base model.")),
@@ -169,7 +171,7 @@ class GCFGGuider(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, negative, guidance, baseline_model=None, performance=None) -> io.NodeOutput:
+    def execute(cls, model, guidance, negative=None, baseline_model=None, performance=None) -> io.NodeOutput:
         return io.NodeOutput(Guider(model, negative, guidance, baseline_model, performance))
 
 

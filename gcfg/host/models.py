@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 
 import comfy.model_management
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST
 from comfy.patcher_extension import WrappersMP
 
 from ..nulltext.attention import is_null_text
+from ..nulltext.tokens import has_constant_tokens
 from . import KEY
+
+TEXT_WIDTHS = ("text_dim", "caption_channels", "crossattn_emb_channels")
+"""What the configurations of transformers with a cross-attention call the width of text."""
 
 
 def describe(patcher: ModelPatcher) -> str:
@@ -95,6 +101,25 @@ def check_conditioning(patcher: ModelPatcher, conditioning: list, label: str) ->
         if isinstance(width, int) and cross_attn is not None and cross_attn.shape[-1] != width:
             raise ValueError(f"{label}: its conditioning is {cross_attn.shape[-1]} wide, but {describe(patcher)} reads "
                              f"{width}; encode the prompt with the text encoder that belongs to this model.")
+
+
+def no_text(patcher: ModelPatcher, label: str) -> list:
+    """The conditioning that stands for no text, for a MODEL that predicts without any.
+
+    That is a null-text model, or one with a pass over the picture alone (Ideogram 4).
+
+    Raises:
+        ValueError: the MODEL reads text.
+    """
+    network, config = patcher.model.diffusion_model, patcher.model.model_config.unet_config
+    if hasattr(network, "_run_image_only") or is_null_text(network) and not config.get("adm_in_channels"):
+        return [[None, {}]]
+    width = next((config[name] for name in TEXT_WIDTHS if name in config), None)
+    if has_constant_tokens(network) and width is not None:  # it embeds what it is given, and looks at none of it
+        masked = "attention_mask" in inspect.signature(network.forward).parameters
+        return [[torch.zeros(1, 1, width), {"attention_mask": torch.ones(1, 1, dtype=torch.long)} if masked else {}]]
+    raise ValueError(f"{label}: {describe(patcher)} predicts nothing without text; connect a conditioning, for "
+                     "instance that of an empty prompt, as negative.")
 
 
 def check_shared_text(base: ModelPatcher, other: ModelPatcher, label: str) -> None:

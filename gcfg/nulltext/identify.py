@@ -11,6 +11,7 @@ from torch import Tensor
 from .attention import FEATURE
 from .checkpoint import CheckpointError
 from .keymap import attention_blocks, diffusers_names, feature_blocks, feature_key, null_text_shapes, rename
+from .tokens import projections
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 ADAPTER_ENDINGS = (".up", ".down", ".delta", f".attn2.{FEATURE}")
@@ -25,6 +26,7 @@ class Kind(str, Enum):
     """Kinds of files; the value is how a message names them."""
 
     NULL_TEXT = "a null-text concept model"
+    NULL_TOKENS = "a null-text concept model of a transformer"
     STOCK_UNET = "a null-text concept model in the form of a stock UNet"
     FULL = "a UNet with its cross-attention"
     ADAPTER = "a GCFG concept adapter"
@@ -46,7 +48,7 @@ _ADVICE = {
     Kind.CONTROLNET: "load it with Load ControlNet Model instead",
     Kind.VAE: "load it with Load VAE instead",
     Kind.TEXT_ENCODER: "load it with Load CLIP instead",
-    Kind.OTHER_MODEL: "null-text concept models exist for UNets of the SD1.5 and SDXL kinds only",
+    Kind.OTHER_MODEL: "load it with Load Diffusion Model instead, as a concept it is measured under the empty prompt",
     Kind.UNKNOWN: "choose a concept model file",
 }
 
@@ -56,6 +58,8 @@ def identify(tensors: Mapping[str, Tensor]) -> Kind:
     keys = list(tensors)
     if keys and all(key.endswith(ADAPTER_ENDINGS) for key in keys):
         return Kind.ADAPTER
+    if projections(keys):
+        return Kind.NULL_TOKENS
     if any(key.endswith(".attn2.to_out.0.set_weight") for key in keys):
         return Kind.STOCK_LORA
     if any(key.endswith(_LORA_ENDINGS) or any(part in key for part in _LORA) for key in keys):

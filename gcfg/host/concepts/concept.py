@@ -7,23 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import comfy.lora
-import comfy.model_management
-import comfy.model_patcher
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...nulltext import checkpoint, stock_lora
 from ...nulltext.adapter import Adapter
-from ...nulltext.attention import FEATURE, is_null_text, replace_cross_attention
-from ...nulltext.identify import Kind, identify, unet_weights
-from ...nulltext.keymap import diffusers_names, feature_blocks, feature_key
+from ...nulltext.identify import Kind, identify, is_unet
+from ...nulltext.networks import network_weights
 from ...nulltext.provenance import Provenance, architecture_hash, fingerprint
+from ...nulltext.tokens import Tokens, tokens_of
+from .building import UNET, Blueprint, architecture, build, load_file, originals, shapes, weights
+
+__all__ = ["UNET", "Blueprint", "Concept", "architecture", "build", "load", "originals", "shapes", "weights"]
 
 CONCEPT = "gcfg_concept"
 """Under this key a concept MODEL carries its ``Concept`` as an attachment."""
-UNET = "diffusion_model."
+READS_TEXT = ("It reads text, so as a concept it is measured under the empty prompt: connect that as the sampler's "
+              "negative, and leave the conditioning of its guidance open.")
 
 
 @dataclass(frozen=True)
@@ -45,113 +46,6 @@ class Concept:
     patches_uuid: object = None
 
 
-@dataclass(frozen=True)
-class Blueprint:
-    """All that is needed to build models of a base's architecture, without its weights."""
-
-    config: object
-    model_type: object
-    load_device: torch.device
-    offload_device: torch.device
-    shapes: Mapping[str, tuple[int, ...]]
-
-    @classmethod
-    def of(cls, base: ModelPatcher) -> Blueprint:
-        return cls(base.model.model_config, base.model.model_type, base.load_device, base.offload_device, shapes(base))
-
-    def new_config(self):
-        """A copy of the model config for plain weights of the base's prediction type."""
-        config = object.__new__(type(self.config))  # not copy(): a config answers every attribute, __setstate__ too
-        config.__dict__.update(self.config.__dict__)
-        config.unet_config = dict(self.config.unet_config)
-        config.sampling_settings = dict(self.config.sampling_settings)
-        config.optimizations = dict(type(self.config).optimizations)
-        config.custom_operations = config.quant_config = config.scaled_fp8 = None
-        config.model_type = lambda state_dict, prefix="": self.model_type
-        return config
-
-
-def shapes(base: ModelPatcher) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a base model's UNet with its cross-attention.
-
-    Raises:
-        ValueError: the model is no such UNet, or has no cross-attention left.
-    """
-    unet = base.model.diffusion_model
-    found = {key: tuple(value.shape) for key, value in unet.state_dict().items() if key.endswith((".weight", ".bias"))}
-    if is_null_text(unet):
-        raise ValueError("the base model is itself a null-text concept model, which has no cross-attention; connect "
-                         "the model that the concept was made from.")
-    try:
-        diffusers_names(found)
-    except ValueError as error:
-        raise ValueError(f"{type(base.model.model_config).__name__} cannot be the base of a concept model: {error}."
-                         ) from error
-    return found
-
-
-def weights(patcher: ModelPatcher, patched: bool = True, keys: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """The UNet's weights on the CPU, wherever they are: with the MODEL's patches in float32, or as they were loaded.
-
-    Copies, so that nothing that is done with them reaches the MODEL. ValueError for quantized weights.
-    """
-    found, wanted = {}, None if keys is None else set(keys)
-    for key, original in originals(patcher).items():
-        if wanted is not None and key not in wanted:
-            continue
-        patches = patcher.patches.get(UNET + key, []) if patched else []
-        weight = original.to("cpu", torch.float32 if patches else original.dtype, copy=True)
-        found[key] = comfy.lora.calculate_weight(patches, weight, UNET + key) if patches else weight
-    return found
-
-
-def originals(patcher: ModelPatcher) -> dict[str, Tensor]:
-    """The UNet's weights as they were loaded, without patches that the host may have merged; not to be changed."""
-    found = {}
-    for key, (entry, *_) in patcher.get_key_patches(UNET).items():
-        if type(entry[0]) not in (torch.Tensor, torch.nn.Parameter):
-            raise ValueError(f"the model's weights are quantized ({type(entry[0]).__name__}); load it in float16, "
-                             "bfloat16 or float32.")
-        found[key.removeprefix(UNET)] = entry[0].detach()
-    return found
-
-
-def build(content: Mapping[str, Tensor], blueprint: Blueprint, dtype: torch.dtype | None = None,
-          disable_dynamic: bool = False) -> ModelPatcher:
-    """A MODEL of the base's architecture with these weights and memory management of the host's own.
-
-    The cross-attention is replaced before any weight is there, so it never takes memory.
-
-    Args:
-        content: all weights, ComfyUI's names, null-text if there are features; the MODEL takes them over.
-        blueprint: the architecture.
-        dtype: type of the weights in memory; None lets the host choose, as its own loaders do.
-        disable_dynamic: build the ordinary patcher on hosts that have a dynamic one.
-    """
-    management, config = comfy.model_management, blueprint.new_config()
-    if dtype is None:
-        dtype = management.unet_dtype(model_params=comfy.utils.calculate_parameters(content),
-                                      supported_dtypes=config.supported_inference_dtypes,
-                                      weight_dtype=comfy.utils.weight_dtype(content))
-    config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, blueprint.load_device,
-                                                                  config.supported_inference_dtypes))
-    model = config.get_model({}, "", device="meta")
-    unet, blocks = model.diffusion_model, feature_blocks(content)
-    if blocks:
-        replace_cross_attention(unet, {block: content[feature_key(block)] for block in blocks})
-    if hasattr(management, "archive_model_dtypes"):
-        management.archive_model_dtypes(unet)
-    typed = {key: value if key.endswith(FEATURE) else value.to(dtype) for key, value in content.items()}
-    unet.load_state_dict(typed, strict=True, assign=True)
-    unet.requires_grad_(False)
-    model.device = blueprint.offload_device
-    if not management.is_device_cpu(blueprint.offload_device):
-        model.to(blueprint.offload_device)
-    managed = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
-    return (ModelPatcher if disable_dynamic else managed)(
-        model, load_device=blueprint.load_device, offload_device=blueprint.offload_device)
-
-
 def load(base: ModelPatcher, path: str, roots: Iterable[str] | None = None, strength: float = 1.0
          ) -> tuple[ModelPatcher, str]:
     """A concept MODEL from a file, and a description of it.
@@ -162,29 +56,23 @@ def load(base: ModelPatcher, path: str, roots: Iterable[str] | None = None, stre
         roots: folders in which the file must lie.
         strength: of an adapter.
     """
-    architecture, name = shapes(base), Path(path).name
+    names, name = architecture(base), Path(path).name
     tensors, metadata = checkpoint.read(path, roots)
     provenance, kind = Provenance.from_metadata(metadata, name), identify(tensors)
     if kind in (Kind.ADAPTER, Kind.STOCK_LORA):
-        biases = [key for key in architecture if key.endswith("attn2.to_out.0.bias")]
+        biases = [key for key in names if key.endswith("attn2.to_out.0.bias")]
         adapter = (Adapter.from_tensors(tensors, name) if kind is Kind.ADAPTER else
                    stock_lora.from_stock_lora(tensors, weights(base, keys=biases), name))
-        adapter.check(architecture, name)
+        adapter.check(names, name)
         return (apply_adapter(base, adapter, strength, provenance, kind),
                 describe(name, kind, tensors, base, provenance))
-    content, kind = unet_weights(tensors, architecture, name)
+    content, kind = network_weights(tensors, names, name)
     text = describe(name, kind, content, base, provenance)
     blueprint = Blueprint.of(base)
     patcher = adopt(build(content, blueprint), base, Concept(kind, provenance))
     if hasattr(patcher, "cached_patcher_init"):
         patcher.cached_patcher_init = (load_file, (str(checkpoint.locate(path, roots)), blueprint))
     return patcher, text
-
-
-def load_file(path: str, blueprint: Blueprint, disable_dynamic: bool = False) -> ModelPatcher:
-    """The bare MODEL of a UNet file, for hosts that load a model again by themselves."""
-    content, _ = unet_weights(checkpoint.read(path)[0], blueprint.shapes, Path(path).name)
-    return build(content, blueprint, disable_dynamic=disable_dynamic)
 
 
 def adopt(patcher: ModelPatcher, base: ModelPatcher, concept: Concept) -> ModelPatcher:
@@ -227,7 +115,7 @@ def apply_adapter(base: ModelPatcher, adapter: Adapter, strength: float = 1.0, p
 def stated(base: ModelPatcher, made_by: str, residual: Mapping[str, float] | None = None, notes: str = ""
            ) -> Provenance:
     """The provenance of something made from this base."""
-    return Provenance(type(base.model.model_config).__name__, architecture_hash(shapes(base)),
+    return Provenance(type(base.model.model_config).__name__, architecture_hash(architecture(base)),
                       fingerprint(originals(base)), made_by, residual or {}, notes)
 
 
@@ -238,6 +126,10 @@ def describe(name: str, kind: Kind, tensors: Mapping[str, Tensor], base: ModelPa
              f"{provenance.architecture or type(base.model.model_config).__name__}"]
     if kind is Kind.FULL:
         lines.append("It still reads text. Convert to Null-Text Model makes a text-free concept model of it.")
+    if kind is Kind.NULL_TOKENS:
+        lines.append(in_words(tokens_of(tensors)))
+    elif not is_unet(base.model.diffusion_model.state_dict()):
+        lines.append(READS_TEXT)
     made_on = provenance.base_fingerprint if kind in (Kind.ADAPTER, Kind.STOCK_LORA) else ""
     if made_on and made_on != fingerprint(originals(base)):
         lines.append("Made on other base weights than the connected ones, so results may differ.")
@@ -247,3 +139,10 @@ def describe(name: str, kind: Kind, tensors: Mapping[str, Tensor], base: ModelPa
                      f"{provenance.residual[worst]:.3f} at most ({worst})")
     told = (("Made by", provenance.made_by), ("Notes", provenance.notes))
     return "\n".join([*lines, *(f"{what}: {words}" for what, words in told if words)])
+
+
+def in_words(tokens: Mapping[str, Tokens]) -> str:
+    """The null text of a transformer in a sentence."""
+    part = next(iter(tokens.values()))
+    return (f"Text-free: {len(tokens)} keys and values of its null prompt ({int(part.counts.sum())} tokens) are "
+            "constants, exact.")

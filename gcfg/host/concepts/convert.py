@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
@@ -11,9 +13,12 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...nulltext import adapter, calibrate
-from ...nulltext.identify import Kind, check_keys
+from ...nulltext.identify import Kind, check_keys, is_unet
 from ...nulltext.keymap import feature_blocks, feature_key, null_text_shapes
-from .concept import CONCEPT, UNET, Blueprint, Concept, adopt, apply_adapter, build, shapes, stated, weights
+from ...nulltext.tokens import null_token_shapes, projections, tensors_of
+from .building import UNET, Blueprint, architecture, build, refuse_bypassed, shapes, weights
+from .concept import CONCEPT, READS_TEXT, Concept, adopt, apply_adapter, in_words, stated
+from .tokens import null_text_tokens
 
 LATENT_SIZE = 32
 """Height and width of the latents to calibrate on: features within 0.2 % of those at 64, in a seventh of the time
@@ -36,9 +41,7 @@ def null_text_features(patcher: ModelPatcher, conditioning: list | None = None, 
         size: height and width of the latents.
     """
     shapes(patcher)
-    if patcher.injections:
-        raise ValueError("the model carries adapters that are not merged into its weights (bypass); load them with the "
-                         "ordinary LoRA loader before converting.")
+    refuse_bypassed(patcher)
     channels = patcher.get_model_object("latent_format").latent_channels
     pictures, noise = calibrate.draw(latents, channels, size, seed)
     conds = {"positive": comfy.sampler_helpers.convert_cond(conditioning or zero_conditioning(patcher))}
@@ -79,24 +82,39 @@ def zero_conditioning(patcher: ModelPatcher) -> list:
 
 def convert(patcher: ModelPatcher, conditioning: list | None = None, latents: int = calibrate.LATENTS, seed: int = 0,
             size: int = LATENT_SIZE) -> tuple[ModelPatcher, str]:
-    """The null-text form of a MODEL, with weights of its own, and the residual of every block as a table.
+    """The null-text form of a MODEL, with weights of its own, and in words how exact it is.
 
-    LoRAs on the MODEL stay patches of the new one, as far as they touch weights that are left.
+    A UNet's cross-attention becomes a constant, with the residual of every block in a table. A transformer's keys and
+    values of the text become constants (see ``null_text_tokens``), exactly. LoRAs on the MODEL stay patches of the new
+    one, as far as they touch weights that are left.
     """
-    features, residual = null_text_features(patcher, conditioning, latents, seed, size)
+    names = architecture(patcher)
+    if is_unet(names):
+        features, residual = null_text_features(patcher, conditioning, latents, seed, size)
+        shown = {feature_key(block): feature for block, feature in features.items()}
+        text = "the connected conditioning" if conditioning else "all-zero text"
+        made_by = f"{latents} latents at t {', '.join(map(str, calibrate.TIMESTEPS))}, seed {seed}, {text}"
+        report = f"{calibrate.table(residual)}\ncalibrated on {text}, seed {seed}"
+        return _null_text(patcher, null_text_shapes(names), shown, Kind.NULL_TEXT, made_by, residual), report
+    if not conditioning:
+        raise ValueError("the null text of a transformer is made of its empty prompt; connect that as 'conditioning'.")
+    tokens = null_text_tokens(patcher, conditioning, seed)
+    shown = tensors_of(tokens)
+    kept = null_token_shapes(names, shown)
+    return _null_text(patcher, kept, shown, Kind.NULL_TOKENS, "the connected conditioning", {}), in_words(tokens)
+
+
+def _null_text(patcher: ModelPatcher, names: Iterable[str], constants: dict[str, Tensor], kind: Kind, made_by: str,
+               residual: Mapping[str, float]) -> ModelPatcher:
+    """A MODEL of the weights that are left and of the constants."""
     raw = weights(patcher, patched=False)
-    kept = {key: raw[key] for key in null_text_shapes(shapes(patcher)) if key in raw}
-    content = kept | {feature_key(block): feature for block, feature in features.items()}
-    text = "the connected conditioning" if conditioning else "all-zero text"
-    levels = ", ".join(map(str, calibrate.TIMESTEPS))
-    made_by = f"converted: {latents} latents at t {levels}, seed {seed}, {text}"
-    blueprint = Blueprint.of(patcher)
+    kept = {key: raw[key] for key in names if key in raw}
+    content, blueprint = kept | constants, Blueprint.of(patcher)
     built = build(content, blueprint, dtype=patcher.model_dtype())
     if hasattr(built, "is_dynamic") and built.is_dynamic():  # which reads these very tensors: no second copy
         built.cached_patcher_init = (rebuild, (content, blueprint, patcher.model_dtype()))
     built.patches = {key: list(patches) for key, patches in patcher.patches.items() if key.removeprefix(UNET) in kept}
-    concept = Concept(Kind.NULL_TEXT, stated(patcher, made_by, residual))
-    return adopt(built, patcher, concept), f"{calibrate.table(residual)}\ncalibrated on {text}, seed {seed}"
+    return adopt(built, patcher, Concept(kind, stated(patcher, f"converted: {made_by}", residual)))
 
 
 def rebuild(content: dict[str, Tensor], blueprint: Blueprint, dtype: torch.dtype, disable_dynamic: bool = False
@@ -119,10 +137,13 @@ def extract(base: ModelPatcher, concept: ModelPatcher, rank: int = 32, target_er
     known = concept.attachments.get(CONCEPT)
     if known is not None and known.adapter is not None:
         raise ValueError("the concept model already is a base with an adapter; save it with Save Concept Model.")
-    architecture, content = shapes(base), weights(concept)
+    names, content = architecture(base), weights(concept)
+    if projections(content):
+        raise ValueError("the concept model's keys and values of the text are constants, which an adapter of a "
+                         "transformer cannot hold; connect the fine-tuned model from before Convert to Null-Text "
+                         "Model. Its adapter is a LoRA, measured under the empty prompt.")
     kind = Kind.NULL_TEXT if feature_blocks(content) else Kind.FULL
-    check_keys(content, null_text_shapes(architecture) if kind is Kind.NULL_TEXT else architecture, "The concept model",
-               kind)
+    check_keys(content, null_text_shapes(names) if kind is Kind.NULL_TEXT else names, "The concept model", kind)
     device = comfy.model_management.get_torch_device()
     device = "cpu" if device.type == "mps" else device  # which has no float64
     bar = comfy.utils.ProgressBar(len(content))
@@ -137,5 +158,6 @@ def extract(base: ModelPatcher, concept: ModelPatcher, rank: int = 32, target_er
     made_by = f"extracted with {chosen}, {report.total:.2%} of the change lost"
     source = stated(base, made_by, known.provenance.residual if known else None,
                     known.provenance.notes if known else "")
-    return apply_adapter(base, made, 1.0, source), str(report)
+    report = str(report) if is_unet(names) else f"{report}\n{READS_TEXT}"
+    return apply_adapter(base, made, 1.0, source), report
 

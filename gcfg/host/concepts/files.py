@@ -15,9 +15,11 @@ from torch import Tensor
 from ...nulltext import checkpoint, stock_lora
 from ...nulltext.adapter import difference
 from ...nulltext.checkpoint import PICKLES, SAFETENSORS
-from ...nulltext.identify import Kind, identify, stock_from_null_text
+from ...nulltext.identify import Kind, identify, is_unet, stock_from_null_text
 from ...nulltext.keymap import diffusers_names, feature_blocks, null_text_shapes, rename
-from .concept import CONCEPT, Concept, originals, shapes, stated, weights
+from ...nulltext.tokens import COUNTS, projections
+from .building import architecture, originals, weights
+from .concept import CONCEPT, Concept, stated
 
 FOLDER = "concept_models"
 FORMATS = ("concept", "stock UNet", "stock LoRA")
@@ -102,6 +104,7 @@ def content(patcher: ModelPatcher, dtype: str = "fp16", form: str = "concept", b
     else:
         tensors = _unet(patcher, form)
     tensors, kind = _cast(tensors, DTYPES[dtype]), identify(tensors)
+    kind = Kind.FULL if kind is Kind.OTHER_MODEL else kind  # a whole transformer
     if kind is Kind.FULL and not provenance.made_by:
         provenance = stated(patcher, "saved from a MODEL")
     return tensors, provenance.to_metadata(kind.name.lower())
@@ -123,7 +126,10 @@ def _difference(patcher: ModelPatcher, base: ModelPatcher | None) -> dict[str, T
         raise ValueError("a stock LoRA holds the difference from the base model; connect the model that the concept "
                          "was made from to 'base_model'.")
     plain, ours = weights(base), weights(patcher)
-    expected = null_text_shapes(shapes(base)) if feature_blocks(ours) else shapes(base)
+    if projections(ours):
+        raise ValueError("the concept model's keys and values of the text are constants, which a LoRA cannot hold; "
+                         "save as concept, or connect the fine-tuned model from before Convert to Null-Text Model.")
+    expected = null_text_shapes(architecture(base)) if feature_blocks(ours) else architecture(base)
     if {key: tuple(value.shape) for key, value in ours.items()} != expected:
         raise ValueError("the base model is of another architecture than the concept model; connect the model that the "
                          "concept was made from to 'base_model'.")
@@ -133,8 +139,11 @@ def _difference(patcher: ModelPatcher, base: ModelPatcher | None) -> dict[str, T
 def _unet(patcher: ModelPatcher, form: str) -> dict[str, Tensor]:
     """All weights with their patches: under diffusers' names, or as a stock UNet with the host's markers."""
     tensors = weights(patcher)
+    if projections(tensors) and form != "concept":
+        raise ValueError("the concept model's keys and values of the text are constants, which the stock network does "
+                         "not have; save as concept.")
     if form == "concept":
-        return rename(tensors, diffusers_names(tensors))
+        return rename(tensors, diffusers_names(tensors)) if is_unet(tensors) else tensors
     config = patcher.model.model_config
     if feature_blocks(tensors):
         tensors = stock_from_null_text(tensors, config.unet_config["context_dim"])
@@ -146,8 +155,8 @@ def _unet(patcher: ModelPatcher, form: str) -> dict[str, Tensor]:
 
 
 def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors in the type of the file; biases of a switched-off cross-attention keep float32."""
-    cast = {key: tensor if key.endswith("attn2.to_out.0.diff_b") else tensor.to("cpu", dtype)
+    """The tensors in the type of the file; biases of a switched-off cross-attention and counts keep float32."""
+    cast = {key: tensor if key.endswith(("attn2.to_out.0.diff_b", COUNTS)) else tensor.to("cpu", dtype)
             for key, tensor in tensors.items()}
     broken = [key for key, tensor in cast.items() if not torch.isfinite(tensor).all()]
     if broken:

@@ -12,7 +12,7 @@ from comfy.samplers import CFGGuider
 from ...guidance import Guidance, Performance, Progress
 from ...guidance.plan import scale_at
 from .. import KEY
-from ..models import check_conditioning
+from ..models import check_conditioning, no_text
 from .chain import Link
 from .patch import SAMPLER_POSITIVE, apply
 
@@ -24,6 +24,7 @@ class Guider(CFGGuider):
     positive conditioning with its scale as cfg: other packs' patches then see what they expect.
 
     Args:
+        negative: the unconditional conditioning; None for no text, with models that need none.
         baseline_model: predicts the baseline in place of the model.
         performance: which forward passes to save; none if None.
 
@@ -31,13 +32,17 @@ class Guider(CFGGuider):
         ValueError: a model or conditioning of the chain does not fit the model.
     """
 
-    def __init__(self, model: ModelPatcher, negative: list, links: Sequence[Link],
+    def __init__(self, model: ModelPatcher, negative: list | None, links: Sequence[Link],
                  baseline_model: ModelPatcher | None = None, performance: Performance | None = None):
         links = [replace(link, name=link.name or f"Guidance {n}") for n, link in enumerate(links, start=1)]
         first = links[0] if links and is_plain(links[0], model) else None
         rest = links[1:] if first else links
         super().__init__(apply(model, rest, baseline_model=baseline_model, performance=performance,
                                previous=SAMPLER_POSITIVE if first else None))
+        if negative is None:
+            negative = no_text(model, "negative")
+            for link in (link for link in rest if link.model is not None and link.conditioning is None):
+                no_text(link.model, link.name)
         check_conditioning(model, negative, "negative")
         positive, self.first = negative, None
         if first:

@@ -131,8 +131,8 @@ def test_what_cannot_be_converted_is_refused(tiny, base):
     model, _ = converted(base)
     with pytest.raises(ValueError, match="itself a null-text concept model"):
         converted(model)
-    with pytest.raises(ValueError, match="SD3 cannot be the base.*only SD1.5"):
-        converted(tiny.sd3())
+    with pytest.raises(ValueError, match="SD3 reads text together with the picture"):
+        converted(tiny.sd3(), tiny.conditioning(1, width=4096, pooled=2048))
     bypassed = base.clone()
     bypassed.set_injections("bypass_lora", [])
     with pytest.raises(ValueError, match="not merged.*ordinary LoRA loader"):

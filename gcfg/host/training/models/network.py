@@ -20,7 +20,7 @@ from ....nulltext.attention import replace_cross_attention
 from ....nulltext.keymap import feature_key
 from ....training.losses.objectives import DiffusionLoss
 from ....training.memory import Plan
-from ...concepts.concept import Blueprint, weights
+from ...concepts.building import Blueprint, fill_buffers, weights
 
 PIXELS = 8
 """Pixels along each side of a latent's cell."""
@@ -120,7 +120,7 @@ class Network:
         content = {key: value.to(dtype) for key, value in plain.items()} | {
             feature_key(block): feature for block, feature in self.features.items()}
         model.diffusion_model.load_state_dict(content, strict=True, assign=True)
-        _fill_buffers(model.diffusion_model, self.base.model.diffusion_model)
+        fill_buffers(model.diffusion_model, dict(self.base.model.diffusion_model.named_buffers()))
         model.diffusion_model.to(self.device).requires_grad_(False)
         return model
 
@@ -159,15 +159,6 @@ def unet_class() -> type:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     return UNetModel
-
-
-def _fill_buffers(network: nn.Module, source: nn.Module) -> None:
-    """Give buffers that no file holds (tables of positions) the values that they have in the base's network."""
-    known = dict(source.named_buffers())
-    for name, buffer in list(network.named_buffers()):
-        if buffer.is_meta:
-            module, _, leaf = name.rpartition(".")
-            network.get_submodule(module)._buffers[leaf] = known[name].detach().to("cpu", copy=True)
 
 
 def _own(sampling: nn.Module) -> nn.Module:
