@@ -107,7 +107,7 @@ class GCFGShaping(io.ComfyNode):
             category="GCFG",
             description="Keeps a strong guidance from oversaturating. The defaults change nothing.",
             **aliases("apg", "rescale cfg", "cfg zero", "zero star", "oversaturation", "burnt colours",
-                      "dynamic thresholding", "momentum"),
+                      "dynamic thresholding", "momentum", "raag", "mambo-g", "few steps"),
             inputs=[
                 io.Float.Input("parallel", default=1.0, min=-10.0, max=10.0, step=0.01, tooltip=(
                     "Factor on the part of the guidance along its prediction (APG, eta). 0 avoids oversaturation.")),
@@ -124,14 +124,18 @@ class GCFGShaping(io.ComfyNode):
                                  tooltip="Fits the reference to the prediction before guiding (CFG-Zero*)."),
                 io.Int.Input("zero_init_steps", default=0, min=0, max=1000, tooltip=(
                     "Leaves the latent as it is for so many first steps (CFG-Zero*, for flow models).")),
+                io.Float.Input("ratio_damping", default=0.0, min=0.0, max=100.0, step=0.1, optional=True, tooltip=(
+                    "Dampens a scale above 1 where the guidance is large against its reference, as in the first of few "
+                    "steps (RAAG, alpha). 8 to 12 for 4 to 10 steps; 0 does not.")),
             ],
             outputs=[ShapingSocket.Output(display_name="shaping", tooltip="For the shaping input of a Guidance.")],
         )
 
     @classmethod
-    def execute(cls, parallel, orthogonal, norm_limit, momentum, rescale, zero_star,
-                zero_init_steps) -> io.NodeOutput:
-        return io.NodeOutput(Shaping(parallel, orthogonal, norm_limit, momentum, rescale, zero_star, zero_init_steps))
+    def execute(cls, parallel, orthogonal, norm_limit, momentum, rescale, zero_star, zero_init_steps,
+                ratio_damping=0.0) -> io.NodeOutput:
+        return io.NodeOutput(Shaping(parallel, orthogonal, norm_limit, momentum, rescale, zero_star, zero_init_steps,
+                                     ratio_damping))
 
 
 class GCFGPerformance(io.ComfyNode):

@@ -58,14 +58,15 @@ class GCFGConvertToNullText(io.ComfyNode):
             display_name="Convert to Null-Text Model",
             category=CATEGORY,
             description=("Replaces the cross-attention of a model by constants, measured on the empty prompt. The "
-                         "result ignores all text and needs less memory; train it, or use it as a concept model."),
+                         "result ignores all text and needs less memory; train it, or use it as a concept model. Of "
+                         "transformers that read text in a cross-attention, keys and values become constants."),
             **aliases("concept", "null text", "unconditional", "fine-tune", "dreambooth"),
             inputs=[
                 io.Model.Input("model", tooltip=(
                     "The model to convert: a base to train from, or a fine-tuned model. It is not changed.")),
                 io.Conditioning.Input("conditioning", optional=True, tooltip=(
                     "The empty prompt from CLIP Text Encode, as in the paper. Without it all-zero text is used, which "
-                    "suits SDXL.")),
+                    "suits SDXL; transformers need it.")),
                 io.Int.Input("samples", default=8, min=1, max=256, tooltip=(
                     "How many random latents to measure on, at four noise levels each.")),
                 # False, not None: the frontend gives every INT called seed a "randomize" of its own.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .plan import Plan, Term
 from .recipe import Prediction
-from .shaping import Momentum, project, rescale_factor, shape, zero_star_reference
+from .shaping import Momentum, damped_scale, project, rescale_factor, shape, zero_star_reference
 
 
 def combine(plan: Plan, predictions: Mapping[Prediction, Tensor], x: Tensor, sigma: float, *,
@@ -58,7 +58,10 @@ def contribution(term: Term, plan: Plan, predictions: Mapping[Prediction, Tensor
     if shaping.momentum != 0.0:
         delta = momentum.update(term.index, sigma, delta, shaping.momentum)
     baseline = predictions[plan.baseline] if shaping.norm_limit > 0 else None
-    guided = origin + term.scale * shape(delta, prediction, baseline, shaping)
+    scale = term.scale
+    if shaping.ratio_damping > 0:
+        scale = damped_scale(scale, x, prediction, reference, shaping.ratio_damping)
+    guided = origin + scale * shape(delta, prediction, baseline, shaping)
     if shaping.rescale > 0:
         guided = guided * rescale_factor(guided, prediction, shaping.rescale)
     return guided - reference

@@ -27,6 +27,8 @@ class Shaping:
             (arXiv 2305.08891, equations 15 and 16).
         zero_star: fit the reference to the prediction first (CFG-Zero*, arXiv 2503.18886).
         zero_init_steps: number of first steps that leave the latent as it is (CFG-Zero*).
+        ratio_damping: alpha of ratio-aware guidance (RAAG, arXiv 2508.03442): dampens a scale above 1 where the
+            guidance is large against what it is measured from, as in the first of few steps; 0 does not.
     """
 
     parallel: float = 1.0
@@ -36,13 +38,14 @@ class Shaping:
     rescale: float = 0.0
     zero_star: bool = False
     zero_init_steps: int = 0
+    ratio_damping: float = 0.0
 
     def __post_init__(self) -> None:
-        numbers = (self.parallel, self.orthogonal, self.norm_limit, self.momentum, self.rescale)
+        numbers = (self.parallel, self.orthogonal, self.norm_limit, self.momentum, self.rescale, self.ratio_damping)
         if not all(math.isfinite(n) for n in numbers):
             raise ValueError("A shaping needs finite numbers.")
-        if self.norm_limit < 0 or self.zero_init_steps < 0:
-            raise ValueError("norm_limit and zero_init_steps must not be negative; 0 switches them off.")
+        if self.norm_limit < 0 or self.zero_init_steps < 0 or self.ratio_damping < 0:
+            raise ValueError("norm_limit, zero_init_steps and ratio_damping must not be negative; 0 switches them off.")
         if not -1.0 < self.momentum < 1.0:
             raise ValueError(f"momentum must lie between -1 and 1, not {self.momentum}: "
                              "the sum would grow without end.")
@@ -100,6 +103,18 @@ def zero_star_reference(x: Tensor, prediction: Tensor, reference: Tensor) -> Ten
 def rescale_factor(guided: Tensor, prediction: Tensor, amount: float) -> Tensor:
     """Factor (B, 1, ...) on the guided prediction (arXiv 2305.08891, equations 15 and 16)."""
     return amount * ratio(std(prediction), std(guided)) + (1.0 - amount)
+
+
+def damped_scale(scale: float, x: Tensor, prediction: Tensor, reference: Tensor, alpha: float) -> Tensor | float:
+    """The scale w per sample, (B, 1, ...), by how large the guidance is (RAAG, arXiv 2508.03442, section 4).
+
+    ``1 + (w - 1) exp(-alpha rho)`` with rho = |v_D - v_R| / |v_R| of the predicted velocities. These are proportional
+    to x - D, so that rho = |D - R| / |x - R|. Scales up to 1 are as they are: there is nothing beyond the prediction.
+    """
+    if scale <= 1.0:
+        return scale
+    rho = ratio(rms(prediction - reference), rms(x - reference))
+    return 1.0 + (scale - 1.0) * torch.exp(-alpha * rho)
 
 
 class Momentum:

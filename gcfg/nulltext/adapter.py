@@ -27,8 +27,7 @@ class Adapter:
 
     Attributes:
         pairs: by layer (without ".weight"): ``up`` (out, rank) and ``down`` (rank, in) or (rank, in, *kernel).
-        deltas: by weight: a difference that is kept as it is (biases, norms, parameters of no layer; whole weights from
-            some LoRA files).
+        deltas: by weight: a difference that is kept as it is (biases, norms; whole weights from some LoRA files).
         features: by transformer block: the null-text feature, (1, 1, C); empty if the cross-attention stays.
     """
 
@@ -163,6 +162,7 @@ def extract(base: Mapping[str, Tensor], concept: Mapping[str, Tensor], rank: int
     """An adapter that approximates ``concept - base``; lossy, see the report.
 
     Every linear and convolution layer becomes a low-rank pair; biases and norms are kept whole, they are small.
+    Parameters that belong to no layer (a transformer's tables of modulation) are lost: hosts do not patch them.
 
     Args:
         base: weights of the base UNet with its cross-attention, ComfyUI's names.
@@ -179,7 +179,10 @@ def extract(base: Mapping[str, Tensor], concept: Mapping[str, Tensor], rank: int
     for number, key in enumerate(keys, 1):
         delta = concept[key].to(device, torch.float64) - base[key].to(device, torch.float64)
         change = float(torch.linalg.norm(delta))
-        if change > 0.0 and (delta.ndim < 2 or not key.endswith(".weight")):
+        if change > 0.0 and not key.endswith((".weight", ".bias")):
+            layers.append(LayerError(key, 0, 1.0, change))
+            lost += change**2
+        elif change > 0.0 and delta.ndim < 2:
             deltas[key] = delta.to("cpu", dtype)
         elif change > 0.0:
             up, down = low_rank(delta.flatten(1), rank, target_error)

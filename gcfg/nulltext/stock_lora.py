@@ -34,8 +34,7 @@ def to_stock_lora(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Ten
         tensors[f"{_PREFIX}{layer}.lora_down.weight"] = down
     for key, delta in adapter.deltas.items():
         layer, _, parameter = key.rpartition(".")
-        kind = {"weight": f"{layer}.diff", "bias": f"{layer}.diff_b"}.get(parameter, f"{key}.diff")
-        tensors[_PREFIX + kind] = delta
+        tensors[f"{_PREFIX}{layer}.{'diff' if parameter == 'weight' else 'diff_b'}"] = delta
     for block, feature in adapter.features.items():
         bias = base[f"{block}.{_OUTPUT}.bias"]
         tensors[f"{_PREFIX}{block}.{_OUTPUT}.set_weight"] = torch.zeros(1, 1)  # the loaders broadcast it

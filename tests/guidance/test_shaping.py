@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gcfg.guidance import Guidance, Momentum, Prediction, Progress, Recipe, Shaping, combine, plan
-from gcfg.guidance.shaping import dot, limit_norm, project, rms, zero_star_reference
+from gcfg.guidance.shaping import damped_scale, dot, limit_norm, project, rms, zero_star_reference
 
 BASELINE, COND = Prediction(), Prediction("base", "positive")
 
@@ -99,3 +99,39 @@ def test_zero_predictions_give_zeros_not_nan():
 def test_bad_settings(bad):
     with pytest.raises(ValueError):
         Shaping(**bad)
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_ratio_damping_is_raags_formula_along_a_sampling_run(steps):
+    """Euler steps of a flow on velocities, guided as in arXiv 2508.03442, against the same run in denoised space."""
+    cond, uncond, noise = values()
+    alpha, scale = 12.0, 7.5
+    recipe = Recipe((Guidance(COND, scale=scale, shaping=Shaping(ratio_damping=alpha)),))
+    progress = Progress(lambda p: 1 - p, 1.0)
+    x = y = noise
+    sigmas, scales = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64).tolist(), []
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        v_c, v_u = (x - (1 - sigma) * cond) / sigma, (x - (1 - sigma) * uncond) / sigma
+        rho = torch.linalg.vector_norm(v_c - v_u, dim=(1, 2, 3)) / torch.linalg.vector_norm(v_u, dim=(1, 2, 3))
+        w = (1 + (scale - 1) * torch.exp(-alpha * rho)).view(-1, 1, 1, 1)
+        x = x + (v_u + w * (v_c - v_u)) * (following - sigma)
+        scales.append(w)
+        found = {BASELINE: (1 - sigma) * uncond, COND: (1 - sigma) * cond}
+        denoised = combine(plan(recipe, sigma, progress), found, y, sigma)
+        y = y + (y - denoised) / sigma * (following - sigma)
+    assert torch.allclose(x, y, atol=1e-6)
+    assert len({float(w[0]) for w in scales}) > 1 and all((w > 1).all() and (w < scale).all() for w in scales[1:])
+
+
+def test_ratio_damping_is_that_of_diffusers():
+    guiders = pytest.importorskip("diffusers.guiders.magnitude_aware_guidance", reason="this diffusers has none")
+    cond, uncond, x = values()
+    expected = x - guiders.mambo_guidance(x - cond, x - uncond, 4.0, alpha=0.5)
+    assert torch.allclose(guided(Shaping(ratio_damping=0.5)), expected, atol=1e-6)
+
+
+def test_ratio_damping_leaves_what_is_not_beyond_the_prediction():
+    cond, uncond, x = values()
+    for scale in (-2.0, 0.5, 1.0):
+        assert damped_scale(scale, x, cond, uncond, 12.0) == scale
+    assert torch.equal(damped_scale(4.0, x, uncond, uncond, 12.0), torch.full((2, 1, 1, 1), 4.0))

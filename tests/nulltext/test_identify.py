@@ -141,5 +141,5 @@ def test_an_empty_file(base_shapes):
 
 
 def test_every_kind_that_is_refused_has_advice():
-    usable = {Kind.NULL_TEXT, Kind.STOCK_UNET, Kind.FULL, Kind.ADAPTER, Kind.STOCK_LORA}
+    usable = {Kind.NULL_TEXT, Kind.NULL_TOKENS, Kind.STOCK_UNET, Kind.FULL, Kind.ADAPTER, Kind.STOCK_LORA}
     assert set(identify._ADVICE) == set(Kind) - usable
