@@ -155,7 +155,8 @@ def watch(network: nn.Module) -> Iterator[Watch]:
     def note_mask(name: str, kwargs: dict) -> None:
         mask = kwargs.get("mask")
         if isinstance(mask, Tensor):
-            seen.masks[name] = (mask if mask.dtype == torch.bool else mask >= 0).reshape(-1, mask.shape[-1])[0]
+            kept = mask >= 0 if mask.is_floating_point() else mask != 0  # added to the scores, or which count
+            seen.masks[name] = kept.reshape(-1, mask.shape[-1])[0]
     try:
         for owner in attentions:
             attention = network.get_submodule(owner)
