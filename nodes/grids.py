@@ -25,7 +25,7 @@ def sample_cells(cells, positive, negative, latent_image, denoise, performance) 
     """The LATENTs of all cells as one, and their progress, to be finished with the picture of them."""
     progress, latents = grid.GridProgress(cells[0].model, len(cells)), []
     for number, cell in enumerate(cells):
-        model = progress.watched(patched(cell.model, cell.links, performance), number)
+        model = progress.watched(patched(cell.model, cell.links, cell.control_scale, performance), number)
         latents.append(common_ksampler(model, cell.seed, cell.steps, cell.control_scale, cell.sampler_name,
                                        cell.scheduler, positive, negative, latent_image, denoise=denoise)[0])
     return grid.joined(latents), progress

@@ -4,6 +4,7 @@ import comfy.samplers
 from comfy_api.latest import io
 from nodes import common_ksampler
 
+from ..gcfg.host.models import is_patched
 from ..gcfg.host.recipes.sigmas import paper_sigmas
 from ..gcfg.host.sampling.chain import Link
 from ..gcfg.host.sampling.guider import Guider
@@ -27,19 +28,15 @@ def sample(model, concept_model, positive, negative, latent_image, seed, steps, 
     D = D_0 + concept_scale (D_concept - D_0) + control_scale (D_base(positive) - D_0) with D_0 = D_base(negative),
     and the guidances of the chain.
     """
-    model = with_guidances(model, concept_model, concept_scale, guidance, performance)
+    model = patched(model, concept_chain(concept_model, concept_scale, guidance), control_scale, performance)
     return common_ksampler(model, seed, steps, control_scale, sampler_name, scheduler, positive, negative,
                            latent_image, **options)[0]
 
 
-def with_guidances(model, concept_model, concept_scale, guidance, performance):
-    """The model with the concept guidance and the chain; itself if there is neither."""
-    return patched(model, concept_chain(concept_model, concept_scale, guidance), performance)
-
-
-def patched(model, links, performance):
-    """The model with a chain; itself if that is empty."""
-    return apply(model, links, performance=performance) if links else model
+def patched(model, links, control_scale, performance):
+    """The model with a chain; itself if that is empty, unless the positive need not be predicted."""
+    alone = not links and (control_scale != 0.0 or is_patched(model))
+    return model if alone else apply(model, links, performance=performance)
 
 
 def inputs_before_seed() -> list:

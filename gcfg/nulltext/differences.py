@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -47,14 +46,19 @@ def held(value) -> int:
     return sum(map(held, value.values())) if isinstance(value, dict) else getattr(value, "nbytes", 0)
 
 
-class Difference(Protocol):
+class Difference(Movable):
     """W' - W: ``(layer, x)`` to what is to be added to z."""
 
-    def __call__(self, layer: nn.Module, x: Tensor) -> Tensor: ...
+    def __call__(self, layer: nn.Module, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def add_(self, layer: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+        """Add it to z in place."""
+        return z.add_(self(layer, x))
 
 
 @dataclass(frozen=True)
-class LowRank(Movable):
+class LowRank(Difference):
     """``up`` (out, rank) times ``down`` (rank, in, *kernel), scale factors folded in."""
 
     up: Tensor
@@ -66,9 +70,16 @@ class LowRank(Movable):
             return F.linear(low, self.up)
         return CONVOLUTIONS[self.down.ndim](low, self.up.view(*self.up.shape, *(1,) * (self.down.ndim - 2)))
 
+    def add_(self, layer: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+        """Add it to z in place, in the product itself where that is a matrix's."""
+        if self.down.ndim != 2 or not z.is_contiguous():
+            return super().add_(layer, x, z)
+        z.view(-1, z.shape[-1]).addmm_(F.linear(x, self.down).flatten(0, -2), self.up.t())
+        return z
+
 
 @dataclass(frozen=True)
-class Dense(Movable):
+class Dense(Difference):
     """The whole difference, (out, in, *kernel), times a strength."""
 
     weight: Tensor
@@ -79,7 +90,7 @@ class Dense(Movable):
 
 
 @dataclass(frozen=True)
-class Kronecker(Movable):
+class Kronecker(Difference):
     """``left`` (a, b) and ``right`` (c, d), the Kronecker product of which is the difference (a c, b d) (LoKr)."""
 
     left: Tensor

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 
 def uncompiled(function: Callable) -> Callable:
@@ -28,3 +29,18 @@ def hook(layer: nn.Module, after: Callable) -> Callable[[], None]:
         layer.__dict__.pop("forward", None)
         remove()
     return undo
+
+
+class Reads(TorchFunctionMode):
+    """Notes which of some tensors torch functions are given."""
+
+    def __init__(self, tensors: Mapping[int, Hashable]):
+        super().__init__()
+        self.tensors, self.seen = tensors, set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for value in (*args, *kwargs.values()):
+            parts = value if isinstance(value, list | tuple) else (value,)
+            self.seen.update(self.tensors[id(part)] for part in parts if id(part) in self.tensors)
+        return function(*args, **kwargs)

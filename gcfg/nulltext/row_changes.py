@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class Added(Movable):
     keep: float = 1.0
 
     def __call__(self, layer: nn.Module, x: Tensor, z: Tensor, before: Before) -> Tensor:
-        return (z if self.keep == 1.0 else z.mul_(self.keep)).add_(self.difference(layer, x))
+        return self.difference.add_(layer, x, z if self.keep == 1.0 else z.mul_(self.keep))
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,16 @@ class LayerChange(Movable):
         """The changed output for some rows x (rows, ...) of which the layer makes y; it may be written into y."""
         if self.weight is not None or isinstance(layer, NORMS):
             return y.add_(norm_difference(layer, x, self.weight, self.bias))
-        if not all(map(additive, self.steps)):
+        if not self._additive:
             y = self._through(layer, x, y)
         else:
             for step in self.steps:
                 y = step(layer, x, y, None)
         return y if self.bias is None else y.add_(along(layer, y, self.bias))
+
+    @cached_property
+    def _additive(self) -> bool:
+        return all(map(additive, self.steps))
 
     def _through(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         bias = along(layer, y, bias_of(layer, x))

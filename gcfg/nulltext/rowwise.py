@@ -7,20 +7,16 @@ the base's weights; a null-text concept's rows skip the cross-attention and take
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .differences import Movable
-from .hooked import hook, uncompiled
+from .hooked import Reads, hook, uncompiled
 from .row_changes import LayerChange
-
-
-class Regrouped(Exception):
-    """Rows of different adapters cannot be told apart in a batch; run each adapter's rows by themselves."""
+from .rows import Regrouped, Rows
 
 
 @dataclass(frozen=True)
@@ -29,75 +25,11 @@ class RowAdapter(Movable):
 
     Attributes:
         layers: by name of a linear, convolution or norm layer.
-        constants: by name of a cross-attention module: the output (C,) that takes its place.
+        constants: by name of a cross-attention module: the output (C,) that takes its place and that of its layers.
     """
 
     layers: Mapping[str, LayerChange] = field(default_factory=dict)
     constants: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class Rows:
-    """Which adapter (or None) each row of a batch takes."""
-
-    def __init__(self, owners: Sequence[Hashable | None]):
-        self.owners = tuple(owners)
-        self.uniform = len(set(owners)) == 1
-        self._at: dict[Hashable, tuple[int, int] | list[int]] = {}
-        for owner in dict.fromkeys(o for o in owners if o is not None):
-            at = [i for i, o in enumerate(owners) if o == owner]
-            self._at[owner] = (at[0], len(at)) if at[-1] - at[0] == len(at) - 1 else at
-        self._without: dict[frozenset, tuple[list[int], Rows]] = {}
-
-    def change_(self, owner: Hashable, layer: nn.Module, change: LayerChange, x: Tensor, y: Tensor) -> None:
-        """Make an adapter's change to its rows of ``y = layer(x)``, in place.
-
-        Raises:
-            Regrouped: the rows of the batch are not the leading dimension of x.
-        """
-        at = self._at.get(owner)
-        if at is None:
-            return
-        if self.uniform:
-            return write(change(layer, x, y), y)
-        if x.shape[0] != len(self.owners) or y.shape[0] != x.shape[0]:
-            raise Regrouped(f"{type(layer).__name__} sees {x.shape[0]} rows of a batch of {len(self.owners)}")
-        if isinstance(at, tuple):
-            part = y.narrow(0, *at)
-            write(change(layer, x.narrow(0, *at), part), part)
-        else:
-            index = torch.tensor(at, device=y.device)
-            y.index_copy_(0, index, change(layer, x.index_select(0, index), y.index_select(0, index)).to(y.dtype))
-
-    def without(self, owners: frozenset) -> tuple[list[int], Rows]:
-        """The places of the rows that take none of these adapters, and what those take."""
-        if owners not in self._without:
-            kept = [i for i, o in enumerate(self.owners) if o not in owners]
-            self._without[owners] = kept, Rows([self.owners[i] for i in kept])
-        return self._without[owners]
-
-    def has(self, owners: Iterable[Hashable]) -> bool:
-        return any(owner in owners for owner in self._at)
-
-
-def write(new: Tensor, place: Tensor) -> None:
-    """Put a change where it belongs, unless it was made there."""
-    if new is not place:
-        place.copy_(new)
-
-
-class Reads(TorchFunctionMode):
-    """Notes which of some tensors torch functions are given."""
-
-    def __init__(self, tensors: Mapping[int, Hashable]):
-        super().__init__()
-        self.tensors, self.seen = tensors, set()
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        for value in (*args, *kwargs.values()):
-            parts = value if isinstance(value, list | tuple) else (value,)
-            self.seen.update(self.tensors[id(part)] for part in parts if id(part) in self.tensors)
-        return function(*args, **kwargs)
 
 
 class RowwiseNetwork:
@@ -118,9 +50,9 @@ class RowwiseNetwork:
         self.network, self.adapters = network, adapters
         self.regroups = False
         self.rows: Rows | None = None
-        self.called: set[str] = set()
-        self.watched: set[Hashable] = set()
-        self.bypassed: set[str] = set()
+        self._called: set[str] = set()  # layers
+        self._bypassed: set[str] = set()
+        self._watched: set[Hashable] = set()  # adapters
         self._undo: list = []
 
     def __enter__(self) -> RowwiseNetwork:
@@ -144,32 +76,39 @@ class RowwiseNetwork:
             whole: the whole network runs, so that layers that are not called are not used.
 
         Raises:
-            Regrouped: the network treats these rows in a way that only a batch with equal owners allows. What was
-                computed is wrong then and has to be computed again, the rows of each owner by themselves.
+            Regrouped: the network treats these rows in a way that only a batch with equal owners allows, which
+                ``regroups`` keeps. What was computed is wrong then and has to be computed again.
         """
-        rows, present = Rows(owners), {o for o in owners if o is not None}
-        names = {name for o in present for name in self.adapters[o].layers}
-        if not rows.uniform and names & self.bypassed:
-            raise Regrouped(f"the network reads the weights of '{sorted(names & self.bypassed)[0]}' by itself")
+        rows = Rows(owners)
+        names = {name for owner in rows.at for name in self.adapters[owner].layers}
+        if not rows.uniform and names & self._bypassed:
+            raise self._regrouped(names & self._bypassed)
+        new = set(rows.at) - self._watched if whole else set()
         outer, self.rows = self.rows, rows
         try:
-            with self._exchanged(owners[0], names & self.bypassed):
-                if present <= self.watched or not whole:
+            with self._exchanged(owners[0], names & self._bypassed):
+                with self._reads(names) if new else nullcontext() as reads:
                     yield
-                    return
-                with self._reads(names) as reads:
-                    yield
+        except Regrouped:
+            self.regroups = True
+            raise
         finally:
             self.rows = outer
-        self.watched |= present
-        if missed := reads.seen - self.called:
-            self.bypassed |= missed
-            raise Regrouped(f"the network reads the weights of '{sorted(missed)[0]}' by itself")
+        if new:
+            self._watched |= new
+            if missed := reads.seen - self._called:
+                self._bypassed |= missed
+                self.regroups = True
+                raise self._regrouped(missed)
 
     def _reads(self, names: Iterable[str]) -> Reads:
         """Watch for functions that take the weights of layers."""
         layers = {name: self.network.get_submodule(name) for name in names}
         return Reads({id(p): name for name, layer in layers.items() for p in layer.parameters(recurse=False)})
+
+    @staticmethod
+    def _regrouped(names: Iterable[str]) -> Regrouped:
+        return Regrouped(f"the network reads the weights of '{min(names)}' by itself")
 
     @contextmanager
     def _exchanged(self, owner: Hashable, names: Iterable[str]):
@@ -196,15 +135,15 @@ class RowwiseNetwork:
         placed: dict[tuple, LayerChange] = {}
 
         def after(layer: nn.Module, args: tuple, output: Tensor) -> None:
-            self.called.add(name)
+            self._called.add(name)
             if self.rows is None:
                 return
-            for key, change in changes.items():
-                if self.rows.has((key,)):
+            for key, at in self.rows.at.items():
+                if key in changes:
                     place = key, output.device, output.dtype
                     if place not in placed:
-                        placed[place] = change.to(output.device, output.dtype)
-                    self.rows.change_(key, layer, placed[place], args[0], output)
+                        placed[place] = changes[key].to(output.device, output.dtype)
+                    self.rows.change_(at, layer, placed[place], args[0], output)
         return after
 
     def _replace(self, attention: nn.Module, constants: Mapping[Hashable, Tensor]) -> None:

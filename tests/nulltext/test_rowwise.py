@@ -8,7 +8,8 @@ from torch import nn
 
 from gcfg.nulltext.differences import Dense, Kronecker, LowRank, held, linear_map
 from gcfg.nulltext.row_changes import Added, Decomposed, InputMixed, LayerChange, Replaced, Slice, Turned
-from gcfg.nulltext.rowwise import Regrouped, RowAdapter, RowwiseNetwork
+from gcfg.nulltext.rows import Regrouped
+from gcfg.nulltext.rowwise import RowAdapter, RowwiseNetwork
 
 
 class Attention(nn.Module):
@@ -49,9 +50,10 @@ def adapter(seed, null_text=False):
     layers = {"conv": LayerChange((Added(LowRank(draw(8, 2), draw(2, 4, 3, 3))),), bias=draw(8)),
               "group": LayerChange(weight=draw(8), bias=draw(8)), "layer": LayerChange(weight=draw(8)),
               "rms": LayerChange(weight=draw(8)),
-              "linear": LayerChange((Added(LowRank(draw(8, 3), draw(3, 8))), Added(LowRank(draw(8, 1), draw(1, 8))))),
-              "attn2.to_k": LayerChange((Added(LowRank(draw(8, 2), draw(2, 8))),))}
-    return RowAdapter(layers, {"attn2": draw(8)} if null_text else {})
+              "linear": LayerChange((Added(LowRank(draw(8, 3), draw(3, 8))), Added(LowRank(draw(8, 1), draw(1, 8)))))}
+    if null_text:
+        return RowAdapter(layers, {"attn2": draw(8)})
+    return RowAdapter({**layers, "attn2.to_k": LayerChange((Added(LowRank(draw(8, 2), draw(2, 8))),))})
 
 
 def merged(network, wanted):
@@ -244,6 +246,7 @@ def test_weights_that_are_read_directly_are_noticed_and_exchanged():
     with RowwiseNetwork(network, adapters) as rowwise:
         with pytest.raises(Regrouped, match="reads the weights of 'norm' by itself"), rowwise.applied((None, "a")):
             network(x)
+        assert rowwise.regroups
         with pytest.raises(Regrouped, match="reads the weights"), rowwise.applied((None, "a")):
             network(x)
         with rowwise.applied(("a", "a")):

@@ -53,11 +53,22 @@ def windows(model):
     return clone
 
 
+def tomesd(model):
+    """Token merging, the same in every pass.
+
+    The node draws from the global generator in every layer, so that stock itself gives another picture when one more
+    number is drawn on the way. Here each layer starts from the same number.
+    """
+    seeded = model.clone()
+    seeded.set_model_attn1_patch(lambda q, k, v, extra: (torch.manual_seed(0), (q, k, v))[1])
+    return call(nodes_tomesd.TomePatchModel, seeded, 0.3)[0]
+
+
 UNET_ONLY = {
     "sag": lambda m: call(nodes_sag.SelfAttentionGuidance, m, 0.5, 2.0)[0],
     "pag": lambda m: call(nodes_pag.PerturbedAttentionGuidance, m, 3.0)[0],
     "freeu": lambda m: call(nodes_freelunch.FreeU_V2, m, 1.3, 1.4, 0.9, 0.2)[0],
-    "tomesd": lambda m: call(nodes_tomesd.TomePatchModel, m, 0.3)[0],
+    "tomesd": tomesd,
 }
 EVERYWHERE = {
     "nag": optional("nodes_nag", "NAGuidance", 5.0, 0.5, 1.5),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...guidance import UNCONDITIONAL, Guidance, Prediction, Recipe
 from .chain import POSITIVE, fingerprint
+from .hooks import collect_hooks
 
 SAMPLER = ""
 """Name of the pair that the sampler's own conditionings are."""
@@ -51,6 +52,11 @@ class Conditionings:
         self.same |= {name: known[key] for name, c in self.own.items() if (key := fingerprint(c)) in known}
         for name in self.own:
             self.places |= {name: (name, "positive"), beside(name): (name, "negative")}
+
+    def change_weights(self) -> bool:
+        """True if some of them carry hooks that patch weights."""
+        hooks = collect_hooks([*self.host.values(), *self.own.values()])
+        return bool(hooks.get_type(comfy.hooks.EnumHookType.Weight))
 
     def pair(self, pair: str) -> Mapping[str, Conds]:
         """The conditionings of a pair, unprocessed."""

@@ -89,8 +89,12 @@ class Lane:
         return WrapperExecutor.new_class_executor(checked, self.guider, wrappers).execute if wrappers else call
 
 
-def assign_lanes(base: ModelPatcher, patchers: dict[str, ModelPatcher]) -> tuple[dict[str, Lane], dict[str, str]]:
+def assign_lanes(base: ModelPatcher, patchers: dict[str, ModelPatcher],
+                 hooked: bool) -> tuple[dict[str, Lane], dict[str, str]]:
     """Find out whose module runs which MODEL.
+
+    Args:
+        hooked: some conditionings carry LoRA hooks.
 
     Returns:
         The lanes by name, and for each MODEL that equals an earlier one, the name of that.
@@ -102,14 +106,15 @@ def assign_lanes(base: ModelPatcher, patchers: dict[str, ModelPatcher]) -> tuple
         if twin is not None:
             twins[name] = twin
             continue
-        owner, adapter = find_weights(patcher, list(lanes.values()))
+        owner, adapter = find_weights(patcher, list(lanes.values()), hooked)
         leader = next((n for n, lane in lanes.items() if lane.owner is owner and lane.leader == n
                        and same_options(patcher, lane.patcher)), name)
         lanes[name] = Lane(patcher, owner, leader, adapter)
     return lanes, twins
 
 
-def find_weights(patcher: ModelPatcher, lanes: list[Lane]) -> tuple[ModelPatcher, RowAdapter | None]:
+def find_weights(patcher: ModelPatcher, lanes: list[Lane],
+                 hooked: bool) -> tuple[ModelPatcher, RowAdapter | None]:
     """The MODEL whose module runs ``patcher`` beside those of the lanes, and the adapter that its rows then take."""
     for lane in lanes:
         if same_weights(patcher, lane.patcher):
@@ -119,7 +124,7 @@ def find_weights(patcher: ModelPatcher, lanes: list[Lane]) -> tuple[ModelPatcher
         return patcher, None
     try:
         if same_modules(patcher, owner):
-            return owner, row_adapter(patcher, owner)
+            return owner, row_adapter(patcher, owner, hooked)
         reason = "the clones differ in more than the patches of their weights"
     except NotRowwise as error:
         reason = str(error)

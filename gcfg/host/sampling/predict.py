@@ -10,7 +10,8 @@ import comfy.samplers
 from comfy.samplers import calc_cond_batch
 from torch import Tensor
 
-from ...nulltext.rowwise import Regrouped, RowwiseNetwork
+from ...nulltext.rows import Regrouped
+from ...nulltext.rowwise import RowwiseNetwork
 
 GUIDED, UNGUIDED = 0, 1  # the roles that attention patches of other packs know: positive and negative
 
@@ -55,9 +56,7 @@ def predict(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, options: di
         for part in parts:
             values = _predict_together(model, [rows[i] for i in part], x, timestep, options, networks, batch)
             found |= zip(part, values, strict=True)
-    except Regrouped:
-        for network in networks.values():
-            network.regroups = True
+    except Regrouped:  # the networks have noted it
         return predict(model, rows, x, timestep, options, networks, batch)
     return [found[i] for i in range(len(rows))]
 

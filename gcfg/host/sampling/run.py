@@ -33,9 +33,9 @@ class Run:
         self.networks: dict[ModelPatcher, dict[object, RowwiseNetwork]] = {}  # by owner, by inner model
         self.exits = ExitStack()
         self.only_unconditional = getattr(guider, "first", CFGGuider) is None  # a Guider without a positive of its own
-        self.lanes, twins = assign_lanes(guider.model_patcher, spec.models)
-        self.leaders = [name for name, lane in reversed(self.lanes.items()) if lane.leader == name]  # the base last
         self.conditionings = Conditionings(guider.conds, spec.conditionings, self.only_unconditional)
+        self.lanes, twins = assign_lanes(guider.model_patcher, spec.models, self.conditionings.change_weights())
+        self.leaders = [name for name, lane in reversed(self.lanes.items()) if lane.leader == name]  # the base last
         self.recipe = self.conditionings.resolved(spec.recipe.renamed(twins))
         self._ask_lanes()
 
@@ -124,8 +124,6 @@ class Run:
     # --- before the models load ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Run:
-        if self.recipe.baseline.model != BASE and "context_handler" in self.guider.model_options:
-            raise ValueError("A baseline_model cannot be combined with context windows; leave one of them out.")
         try:
             self._prepare()
         except BaseException:

@@ -15,6 +15,7 @@ from .conditionings import is_active
 from .masks import coverage
 from .predict import Row, predict
 from .run import Run
+from .windows import Windows
 
 STEP = "gcfg_step"
 """Under this key a step's model options hold the step."""
@@ -44,6 +45,8 @@ class Step:
         """The sampler's prediction with the guidances, also by a guider that calls no post-CFG functions."""
         options = {**model_options, STEP: self,
                    "sampler_post_cfg_function": [self.finish, *model_options.get("sampler_post_cfg_function", [])]}
+        if "context_handler" in options:
+            options["context_handler"] = Windows(options["context_handler"], self.calc_cond_batch)
         if Prediction(BASE, UNCONDITIONAL) in self.plan.predictions:
             options["disable_cfg1_optimization"] = True
         denoised = executor(self.x, self.timestep, options, *args, **kwargs)
@@ -52,7 +55,7 @@ class Step:
     def calc_cond_batch(self, executor, model, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
         """The host's batch, and in it what the recipe needs of the same weights; equal rows run once."""
         if self.asked or model is not self.run.guider.inner_model or x.shape != self.x.shape:
-            return executor(model, conds, x, timestep, options)  # a patch's own call, another model, a context window
+            return executor(model, conds, x, timestep, options)  # a patch's own call, another model, a pack's window
         self.asked = True
         names = [None if cond is None else self.run.name(cond) for cond in conds]
         own: dict[Hashable, Row] = {}

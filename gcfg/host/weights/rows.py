@@ -27,17 +27,21 @@ LARGEST = 0.5
 """An adapter of more than this share of the weights is better kept as a copy, which the host can offload."""
 
 
-def row_adapter(clone: ModelPatcher, owner: ModelPatcher) -> RowAdapter:
+def row_adapter(clone: ModelPatcher, owner: ModelPatcher, hooked: bool = False) -> RowAdapter:
     """What makes the owner's weights the clone's, as an adapter for rows.
+
+    Args:
+        hooked: LoRA hooks may change the owner's weights during the run. The host adds them to the clone's, too, so
+            the adapter may then only add: nothing is switched off, scaled or turned.
 
     Raises:
         NotRowwise: a patch has another shape than its weight or reaches outside the layers, or the change is about as
             large as the model.
     """
-    made_for = (clone.model, clone.patches_uuid, owner.patches_uuid)
+    made_for = (clone.model, clone.patches_uuid, owner.patches_uuid, hooked)
     kept = clone.attachments.get(KEPT)
     if kept is None or kept[0] != made_for:
-        kept = made_for, _Differences(clone, owner).adapter()
+        kept = made_for, _Differences(clone, owner, hooked).adapter()
         clone.set_attachments(KEPT, kept)  # for the next run with the same inputs
     return kept[1]
 
@@ -45,8 +49,8 @@ def row_adapter(clone: ModelPatcher, owner: ModelPatcher) -> RowAdapter:
 class _Differences:
     """The patches by which a clone differs from the MODEL whose module runs it."""
 
-    def __init__(self, clone: ModelPatcher, owner: ModelPatcher):
-        self.clone, self.owner = clone, owner
+    def __init__(self, clone: ModelPatcher, owner: ModelPatcher, hooked: bool):
+        self.clone, self.owner, self.hooked = clone, owner, hooked
         self.common, self.added, self.removed = {}, {}, {}
         for key in dict.fromkeys([*clone.patches, *owner.patches]):
             ours, theirs = clone.patches.get(key, []), owner.patches.get(key, [])
@@ -56,7 +60,7 @@ class _Differences:
                 self.common[key], self.added[key], self.removed[key] = ours[:same], ours[same:], theirs[same:]
 
     def adapter(self) -> RowAdapter:
-        constants = self._constants()
+        constants = {} if self.hooked else self._constants()
         layers: dict[str, LayerChange] = {}
         for key in self.added:
             name, _, parameter = key.removeprefix(NETWORK).rpartition(".")
@@ -92,6 +96,8 @@ class _Differences:
             for count, patch in enumerate(self.added[key]):
                 done = [*self.common[key], *self.added[key][:count]]
                 steps.append(unmerged(patch, key, layer, shape, lambda done=done: self.merged(self.clone, key, done)))
+            if self.hooked and not all(map(additive, steps)):
+                raise NotRowwise(f"the patches of {key} do more than to add")
         except NotRowwise:
             return (Added(Dense(self.difference(key))),)
         return tuple(steps)
@@ -130,10 +136,10 @@ class _Differences:
             last = self.added[key][-1] if self.added[key] else None
             if last is None or not _is_set(last) or last[1][1][0].any() or last[3] is not None:
                 continue
-            name = key.removesuffix(".weight")
-            found[name.removeprefix(NETWORK).removesuffix(".to_out.0")] = self.merged(self.clone, f"{name}.bias").cpu()
-            for gone in (key, f"{name}.bias"):
-                self.added.pop(gone, None)
+            name = key.removesuffix(".to_out.0.weight")
+            found[name.removeprefix(NETWORK)] = self.merged(self.clone, f"{name}.to_out.0.bias").cpu()
+            for gone in [k for k in self.added if k.startswith(f"{name}.")]:
+                del self.added[gone]
         return found
 
 

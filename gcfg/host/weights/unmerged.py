@@ -15,7 +15,7 @@ import torch
 from comfy.weight_adapter import BOFTAdapter, GLoRAAdapter, LoHaAdapter, LoKrAdapter, LoRAAdapter, OFTAdapter
 from torch import Tensor, nn
 
-from ...nulltext.differences import Dense, Difference, Kronecker, LowRank, Movable, held, linear_map, moved
+from ...nulltext.differences import Dense, Difference, Kronecker, LowRank, held, linear_map, moved
 from ...nulltext.row_changes import Added, Decomposed, InputMixed, Slice, Turned, additive
 
 ADDED, TURNING = (LoRAAdapter, LoHaAdapter, LoKrAdapter), (OFTAdapter, BOFTAdapter)
@@ -28,7 +28,7 @@ class NotRowwise(Exception):
 
 
 @dataclass(frozen=True)
-class Factored(Movable):
+class Factored(Difference):
     """A difference as large as the weight that the host makes of an adapter's factors, at every call anew.
 
     Attributes:

@@ -8,6 +8,7 @@ import torch
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.weights.rows import NotRowwise, row_adapter
 from harness.sampling import counted, gcfg, relative
+from harness.twins import hook
 
 LINEAR = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
 CONV = "diffusion_model.input_blocks.1.0.in_layers.2"
@@ -169,6 +170,16 @@ def test_scaled_weights(tiny, base, prompts):
         clone.add_patches({f"{CONV}.bias": ("diff", (File().draw(32),))}, 0.5, -1.0)
         return clone
     check(tiny, base, prompts, scaled)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "oft", "set"])
+def test_under_a_lora_hook(tiny, base, prompts, kind):
+    """The host adds a conditioning's hook to the patched weight, whatever the patch: DoRA 0.01 -> 0, OFT 0.07 -> 0."""
+    positive, negative = prompts
+    hooked = hook("sd15", tiny.conditioning(3), True)
+    one, two = (gcfg(base, positive, negative, tiny.latent(), links=[
+        Link(model=loaded(model, kind), conditioning=hooked)]) for model in (base, tiny.sd15(1)))
+    assert relative(one, two) < 1e-4
 
 
 def test_several_kinds_in_one_chain(tiny, base, prompts):

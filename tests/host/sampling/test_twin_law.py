@@ -6,13 +6,16 @@ nothing. ``pytest -m fuzz`` draws five hundred cases; the ordinary run draws for
 """
 
 import pytest
+import torch
+from comfy_extras import nodes_tomesd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.patch import apply
-from harness.sampling import relative, without_free_memory
-from harness.twins import CONCEPTS, cases, twin_of
+from harness.node import call
+from harness.sampling import relative, stock, without_free_memory
+from harness.twins import CONCEPTS, EVERYWHERE, cases, twin_of
 
 SMALL = 1e-4
 
@@ -61,6 +64,19 @@ def one_copy_equals_two(case):
 
 LAWS = [twins_change_nothing, small_scales_move_little, order_changes_nothing, memory_changes_nothing,
         one_copy_equals_two]
+
+
+def test_token_merging_of_the_host_depends_on_what_else_is_drawn(tiny, base, prompts):
+    """Stock against stock, with one more number drawn before each layer: why the drawn cases fix what it draws."""
+    positive, negative = prompts
+    latent = tiny.latent(2, height=16, width=16)
+
+    def drawing(model, numbers):
+        clone = model.clone()
+        clone.set_model_attn1_patch(lambda q, k, v, extra: (torch.rand(numbers), (q, k, v))[1])
+        return call(nodes_tomesd.TomePatchModel, clone, 0.3)[0]
+    none, one = (stock(EVERYWHERE["nag"](drawing(base, n)), positive, negative, latent) for n in (0, 1))
+    assert relative(one, none) > 5e-3
 
 
 @given(case=cases(), law=st.sampled_from(LAWS))

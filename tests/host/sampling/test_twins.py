@@ -13,8 +13,10 @@ import torch
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.patch import apply
 from gcfg_pack.gcfg.host.sampling.tracing import trace_of
+from gcfg_pack.nodes.grids import GCFGScaleGrid
 from harness.node import call
 from harness.sampling import counted, gcfg, relative, stock, through_guider, without_free_memory
+from harness.twins import windows, with_null_text
 
 SMALL = 1e-4
 
@@ -60,13 +62,20 @@ def nag(model):
     return call(nodes_nag.NAGuidance, model, 5.0, 0.5, 1.5)[0]
 
 
-PATCHES = {"nag": nag, "sag": lambda model: call(nodes_sag.SelfAttentionGuidance, model, 0.5, 2.0)[0]}
+def sag(model):
+    return call(nodes_sag.SelfAttentionGuidance, model, 0.5, 2.0)[0]
+
+
+PATCHES = {"nag": nag, "sag": sag, "sag in windows": lambda model: sag(windows(model))}
 
 
 @pytest.mark.parametrize("memory", ["enough", "for a pair", "short"])
 @pytest.mark.parametrize("name", PATCHES)
 def test_attention_patches_see_the_samplers_own_pair(tiny, base, prompts, name, memory, monkeypatch):
-    """NAG with a second prompt: 0.96 -> 1e-4, with a LoRA clone: 2.0 -> 1e-4; SAG with a LoRA clone: 0.73 -> 1e-4."""
+    """NAG with a second prompt: 0.96 -> 1e-4, with a LoRA clone: 2.0 -> 1e-4; SAG with a LoRA clone: 0.73 -> 1e-4.
+
+    Under context windows the recipe's rows ran after the sampler's, and SAG kept theirs: 1.2 -> 1e-4.
+    """
     positive, negative, style = prompts
     patched = PATCHES[name](base)
     latent = tiny.latent(height=16, width=16)
@@ -143,6 +152,27 @@ def test_control_scale_zero_keeps_the_formula_of_previous_guidance(tiny, base, c
     assert relative(zero, small) < 1e-3
 
 
+@pytest.mark.parametrize("chain", [(), (Link(scale=0.0),)])
+def test_control_scale_zero_predicts_no_positive_where_nothing_needs_it(tiny, base, prompts, chain):
+    """Without a concept the host predicted both: 2 rows a step -> 1."""
+    positive, negative, _ = prompts
+    expected = stock(base, positive, negative, tiny.latent(), cfg=0.0)
+    with counted(base) as calls:
+        result = gcfg(base, positive, negative, tiny.latent(), links=chain, control_scale=0.0)
+    assert calls == [(0, 1)] * 4
+    assert relative(result, expected) < 1e-5
+
+
+def test_a_column_of_control_scale_zero_is_the_limit_of_a_small_one(tiny, base, concept, prompts):
+    """In a Scale Grid, too: 1.8 -> 1e-5."""
+    positive, negative, _ = prompts
+    chain = (Link(model=concept, reference="previous guidance"),)
+    latent = GCFGScaleGrid.execute(base, positive, negative, tiny.latent(), 5, 4, "1", "0, 0.000001", "euler", "karras",
+                                   1.0, guidance=chain).args[0]
+    zero, small = latent["samples"]
+    assert relative(zero, small) < 1e-3
+
+
 @pytest.mark.parametrize("kind", ["area", "old ControlNet"])
 def test_a_guidance_is_measured_from_what_the_host_pairs_with_its_conditioning(tiny, base, twin, prompts, kind):
     """An area was measured from an uncropped D_0: 1.5 -> 0."""
@@ -190,6 +220,20 @@ def test_hooks_with_keyframes_on_two_models(tiny, base, twin, prompts, side):
     links = [Link(model=twin, conditioning=hooked["positive"], reference="previous guidance"), Link(model=twin)]
     result = gcfg(base, hooked["positive"], hooked["negative"], tiny.latent(), links=links, scheduler="normal", steps=8)
     assert relative(result, expected) < 1e-4
+
+
+@pytest.mark.parametrize("patch", ["plain", "sag"])
+def test_hooks_on_a_null_text_concept_over_one_copy(tiny, base, twin, prompts, patch):
+    """They add to the cross-attention that it switches off, as in a model of its own, where rows skipped it: 0.45 -> 0.
+
+    Drawn cases had found it beside Self-Attention Guidance.
+    """
+    positive, negative, style = prompts
+    style, latent = scheduled_hook(tiny, base, style), tiny.latent(height=16, width=16)
+    patched = sag(base) if patch == "sag" else base
+    one, two = (gcfg(patched, positive, negative, latent, scheduler="normal", links=[
+        Link(model=with_null_text(model), conditioning=style), Link(conditioning=style)]) for model in (base, twin))
+    assert relative(one, two) < 1e-3
 
 
 def test_a_ranged_controlnet_on_models_of_two_schedules(tiny, base, prompts):
