@@ -67,8 +67,8 @@ class GCFGSubjectImages(io.ComfyNode):
     @plain_errors
     def execute(cls, vae, folder, resolution, flip, augment, masks="", variants=DEFAULT.variants) -> io.NodeOutput:
         bar = comfy.utils.ProgressBar(variants)
-        pictures, drawn = str(listing.locate(folder)), str(listing.locate(masks)) if masks.strip() else ""
-        source = Subject(pictures, drawn, resolution, augment, flip, variants)
+        drawn = str(listing.locate(masks, "the folder with the masks")) if masks.strip() else ""
+        source = Subject(str(listing.locate(folder)), drawn, resolution, augment, flip, variants)
         found = training.prepare(source, vae, progress=bar.update_absolute)
         return io.NodeOutput(found, found.report())
 
@@ -178,8 +178,10 @@ class GCFGImportSubject(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, model, folder, name) -> io.NodeOutput:
-        lora, prompts = subject_files.import_official(listing.locate(folder), name, model)
+        place = listing.locate(folder, "the output folder of the official run")
+        lora, prompts = subject_files.import_official(place, name, model)
         return io.NodeOutput(with_lora(model, lora), " and ".join(prompts))
 
 

@@ -30,7 +30,8 @@ from harness.workflow import provide_images
 
 HOST_VERSION = "0.3.64"  # the oldest ComfyUI that the workflows run on
 FOLDERS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models", "lora_name": "loras",
-           "control_net_name": "controlnet", "concept_name": "concept_models"}
+           "control_net_name": "controlnet", "concept_name": "concept_models", "clip_name": "clip_vision",
+           "clip_file": "text_encoders", "photomaker_model_name": "photomaker"}
 THUMBNAIL, GROUND = (480, 480), "#1c1c1f"
 STRIP = 130
 """Height of the graph below a result in a thumbnail."""
@@ -61,7 +62,7 @@ def stamp(graph: dict, workflow: Workflow, version: str) -> dict:
             continue
         ours = is_ours(node)
         node["properties"] |= {"cnr_id": "gcfg" if ours else "comfy-core", "ver": version if ours else HOST_VERSION}
-        models = [{"name": name, "url": SOURCES[name][1], "directory": SOURCES[name][0]}
+        models = [{"name": name, "url": SOURCES[name][1], "directory": directory(name, node["type"])}
                   for name in node.get("widgets_values", []) if name in SOURCES]
         if models:
             node["properties"]["models"] = models
@@ -72,6 +73,12 @@ def stamp(graph: dict, workflow: Workflow, version: str) -> dict:
             "inputs": [[numbers[node], widget] for node, widget in workflow.app.inputs],
             "outputs": [numbers[node] for node in workflow.app.outputs]}}
     return graph
+
+
+def directory(name: str, kind: str) -> str:
+    """The models folder from which a node of this kind loads a file."""
+    place = SOURCES[name][0]
+    return place[kind] if isinstance(place, dict) else place
 
 
 def place_files(base: Path, host: Path) -> None:

@@ -41,12 +41,19 @@ STYLE = "watercolour style, soft washes of paint on paper"
 RUN = "faces/faces.safetensors"
 SUBJECT, SECOND_SUBJECT = "my_dog.safetensors", "my_cat.safetensors"
 CONTROLNET = "control_v11p_sd15_canny_fp16.safetensors"
+FULL_CLIP = "model.safetensors"
+SDXL, PHOTOMAKER = "sd_xl_base_1.0.safetensors", "photomaker-v1.bin"
 
-# Where a file can be had; concept models are the user's own.
+# The folder that a file belongs into, for each kind of node where they differ, and where it can be had; concept models
+# are the user's own.
 SOURCES = {
     BASE: ("checkpoints", "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/" + BASE),
     CONTROLNET: ("controlnet", "https://huggingface.co/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/"
                  + CONTROLNET),
+    SDXL: ("checkpoints", "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/" + SDXL),
+    PHOTOMAKER: ("photomaker", "https://huggingface.co/TencentARC/PhotoMaker/resolve/main/" + PHOTOMAKER),
+    FULL_CLIP: ({"CLIPVisionLoader": "clip_vision", "GCFGTuneWords": "text_encoders"},
+                "https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/" + FULL_CLIP),
 }
 
 GLASSES = "a photo of a person wearing glasses"

@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "emoji.png")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--method", default="LoRA")
     parser.add_argument("--weight", type=float, default=0.25, help="semantic weight")
     chosen = parser.parse_args()
@@ -84,11 +85,11 @@ def trained(chosen: argparse.Namespace) -> tuple:
     work = chosen.work.resolve()
     command_line.write_into(str(work / "models"))
     base, clip, vae = command_line.load(str(chosen.checkpoint))
-    pictures = subject.prepare(Subject(str(draw(work / "pictures")), "", SIZE, augment=False, flip=False, count=4), vae,
+    pictures = subject.prepare(Subject(str(draw(work / "pictures")), "", SIZE, augment=False, flip=True, count=16), vae,
                                work / "latents")
     settings = SubjectSettings(
         run_name="zog", class_word=CLASS, target_steps=chosen.steps, method=chosen.method, batch=4,
-        learning_rate=chosen.rate, semantic_weight=chosen.weight, rank=8, micro_batch=4, save_every=20, preview_every=0,
+        learning_rate=chosen.rate, semantic_weight=chosen.weight, rank=chosen.rank, micro_batch=4, save_every=20, preview_every=0,
         output=str(work), initial_word=CLASS)
     watch = command_line.TerminalWatch(argparse.Namespace(asked=False), command_line_bar)
     with torch.inference_mode():

@@ -40,12 +40,15 @@ def trial(host: Path | None, options: argparse.Namespace) -> int:
     """Run the workflows that ``options`` name; the exit code of ``tools/try_in_comfyui.py``."""
     try:
         options.output.mkdir(parents=True, exist_ok=True)
-        graphs, models = prepare(options, load(options))
+        chosen = load(options)
+        large = {} if options.checkpoint else {name: workflows.too_large(graph) for name, graph in chosen.items()}
+        without = [Made(name, [], note=f"{LEFT_OUT}: {reason}") for name, reason in large.items() if reason]
+        graphs, models = prepare(options, {name: graph for name, graph in chosen.items() if not large.get(name)})
         record = Record(options.output, host)
         wanted = {name: graph for name, graph in graphs.items() if options.again or not record.has(name, graph)}
         known = [Made(name, record.files(name), note="made before") for name in graphs if name not in wanted]
         run = on_server if host else by_diffusers
-        made = known + (run(wanted, models, record, options, host) if wanted else [])
+        made = without + known + (run(wanted, models, record, options, host) if wanted else [])
     except ServerError as error:
         print(error, file=sys.stderr)
         return 3
@@ -75,7 +78,8 @@ def prepare(options: argparse.Namespace, chosen: dict[str, dict]) -> tuple[dict[
     folder, tiny, drawing = small_models()
     adapted = {}
     for name, graph in chosen.items():
-        draws = drawing is not None and not any("control_net_name" in node["inputs"] for node in graph.values())
+        full = any({"control_net_name", "clip_file"} & node["inputs"].keys() for node in graph.values())
+        draws = drawing is not None and not full
         size, steps = (pictures.SIZE, pictures.STEPS) if draws else (TINY_SIZE, TINY_STEPS)
         adapted[name] = workflows.adapt(graph, drawing if draws else tiny, options.size or size, options.steps or steps)
         if draws:

@@ -16,7 +16,10 @@ _LOADERS = {
     "lora_name": "lora",
     "control_net_name": "controlnet",
     "concept_name": "concept",
+    "clip_file": "full_clip",
 }
+# Nodes whose files are large in every form that the host takes.
+_LARGE = {"PhotoMakerLoader": "it needs an SDXL checkpoint and PhotoMaker, which have no small form"}
 _IMAGE_NODES = ("LoadImage", "LoadImageMask", "LoadImageOutput")
 
 
@@ -26,6 +29,16 @@ def read(path: Path) -> dict:
     if not isinstance(workflow, dict) or "nodes" in workflow:
         raise ValueError(f"{path} is not in API format (in ComfyUI: Workflow, Export (API))")
     return {key: node for key, node in workflow.items() if isinstance(node, dict) and "class_type" in node}
+
+
+def too_large(workflow: dict) -> str:
+    """Why a workflow cannot run on small models; empty if it can."""
+    return next((reason for kind, reason in _LARGE.items() if kind in kinds(workflow)), "")
+
+
+def kinds(workflow: dict) -> set[str]:
+    """The nodes of a workflow."""
+    return {node["class_type"] for node in workflow.values()}
 
 
 def stock(prompt: str = "a cat", seed: int = 1) -> dict:
@@ -59,6 +72,8 @@ def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int
         for name, field in _LOADERS.items():
             if isinstance(inputs.get(name), str):
                 inputs[name] = getattr(files, field) or inputs[name]
+        if node["class_type"] == "CLIPVisionLoader":
+            inputs["clip_name"] = files.full_clip or inputs["clip_name"]
         if size is not None and _is_number(inputs.get("width")) and _is_number(inputs.get("height")):
             inputs["width"] = inputs["height"] = size
         if steps is not None and _is_number(inputs.get("steps")):
@@ -71,6 +86,8 @@ def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int
             inputs |= {"target_steps": steps, "preview_steps": steps, "batch": 2}
         if steps is not None and _is_number(inputs.get("variants")):
             inputs["variants"] = steps
+        if steps is not None and _is_number(inputs.get("views")):
+            inputs["views"] = 1
     return adapted
 
 

@@ -58,18 +58,21 @@ def prepare(source: dataset.Source, vae, folder: str | Path | None = None,
     return ConceptImages(source, dataset.cache(source, place, autoencoder, encode, watched), vae)
 
 
-def locate(folder: str) -> Path:
+def locate(folder: str, what: str = "the folder with the pictures of your concept") -> Path:
     """The absolute path of a folder that a node names; a relative one lies below the host's input folder.
+
+    Args:
+        what: which folder is wanted, for errors.
 
     Raises:
         ValueError: there is no such folder.
     """
     if not folder.strip():
-        raise ValueError("no folder is named; give the folder with the pictures of your concept.")
+        raise ValueError(f"no folder is named; give {what}.")
     path = (Path(folder_paths.get_input_directory()) / Path(folder.strip()).expanduser()).resolve()
     if not path.is_dir():
-        raise ValueError(f"there is no folder '{path}'; give the folder with the pictures of your concept: an absolute "
-                         "path on the machine that runs ComfyUI, or one below its input folder.")
+        raise ValueError(f"there is no folder '{path}'; give {what}: an absolute path on the machine "
+                         "that runs ComfyUI, or one below its input folder.")
     return path
 
 

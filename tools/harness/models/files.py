@@ -27,10 +27,11 @@ class ModelFiles(NamedTuple):
     lora: str
     controlnet: str
     concept: str = ""
+    full_clip: str = ""
 
 
 NAMES = ModelFiles("tiny_sd15.ckpt", "tiny_concept.ckpt", "tiny_lora.safetensors", "tiny_control.pth",
-                   "tiny_adapter.safetensors")
+                   "tiny_adapter.safetensors", "tiny_clip_l.pth")
 
 
 def write_models(models: Path, seed: int = 0) -> ModelFiles:
@@ -38,11 +39,14 @@ def write_models(models: Path, seed: int = 0) -> ModelFiles:
 
     Base: UNet, CLIP-L and autoencoder (CheckpointLoaderSimple). Concept: a UNet of the same architecture with other
     weights (UNETLoader). LoRA: for the UNet's attention (LoraLoader). ControlNet: for the UNet (ControlNetLoader).
-    Concept adapter: low-rank weights and null-text features for the UNet (GCFGLoadConceptModel).
+    Concept adapter: low-rank weights and null-text features for the UNet (GCFGLoadConceptModel). A whole CLIP-L:
+    the base's text encoder with its projection, and the vision model (CLIPVisionLoader, GCFGTuneWords).
     """
-    folders = ("checkpoints", "diffusion_models", "loras", "controlnet", "concept_models")
-    contents = (checkpoint(seed), unet(seed + 1), lora(seed + 2), controlnet(seed + 3), adapter(seed + 4))
-    for folder, name, weights in zip(folders, NAMES, contents, strict=True):
+    folders = ("checkpoints", "diffusion_models", "loras", "controlnet", "concept_models", "clip_vision",
+               "text_encoders")
+    whole = full_clip(seed)
+    contents = (checkpoint(seed), unet(seed + 1), lora(seed + 2), controlnet(seed + 3), adapter(seed + 4), whole, whole)
+    for folder, name, weights in zip(folders, (*NAMES, NAMES.full_clip), contents, strict=True):
         path = models / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
@@ -58,6 +62,12 @@ def checkpoint(seed: int) -> dict[str, torch.Tensor]:
     weights = {f"model.diffusion_model.{name}": tensor for name, tensor in unet(seed).items()}
     weights |= {f"cond_stage_model.{name}": tensor for name, tensor in text.items()}
     return weights | {f"first_stage_model.{name}": tensor for name, tensor in autoencoder(seed).items()}
+
+
+def full_clip(seed: int) -> dict[str, torch.Tensor]:
+    """A whole CLIP-L under the names of its authors' file: both encoders and their projections."""
+    text = {name.removeprefix("transformer."): tensor for name, tensor in _overlapping(shapes.clip_l(), seed).items()}
+    return text | _overlapping(shapes.vision_l(), seed)
 
 
 def unet(seed: int) -> dict[str, torch.Tensor]:

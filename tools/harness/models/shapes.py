@@ -36,12 +36,23 @@ def clip_l() -> Shapes:
         f"{root}.embeddings.position_embedding.weight": (77, TEXT),
     }
     for k in range(12):
-        layer = f"{root}.encoder.layers.{k}"
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= _linear(f"{layer}.self_attn.{name}", TEXT, TEXT)
-        shapes |= _linear(f"{layer}.mlp.fc1", 4 * TEXT, TEXT) | _linear(f"{layer}.mlp.fc2", TEXT, 4 * TEXT)
-        shapes |= _norm(f"{layer}.layer_norm1", TEXT) | _norm(f"{layer}.layer_norm2", TEXT)
+        shapes |= _encoder_layer(f"{root}.encoder.layers.{k}", TEXT)
     return shapes | _norm(f"{root}.final_layer_norm", TEXT)
+
+
+def vision_l() -> Shapes:
+    """CLIP-L's vision model (ViT-L/14) and both projections; the host takes it at full size only."""
+    root, wide = "vision_model", 1024
+    shapes = {
+        f"{root}.embeddings.class_embedding": (wide,),
+        f"{root}.embeddings.patch_embedding.weight": (wide, 3, 14, 14),
+        f"{root}.embeddings.position_embedding.weight": (257, wide),
+        "visual_projection.weight": (TEXT, wide),
+        "text_projection.weight": (TEXT, TEXT),
+    }
+    for k in range(24):
+        shapes |= _encoder_layer(f"{root}.encoder.layers.{k}", wide)
+    return shapes | _norm(f"{root}.pre_layrnorm", wide) | _norm(f"{root}.post_layernorm", wide)
 
 
 def taesd() -> Shapes:
@@ -62,6 +73,14 @@ def taesd() -> Shapes:
             else:
                 shapes |= _conv(name, 64, kind)
     return shapes
+
+
+def _encoder_layer(layer: str, width: int) -> Shapes:
+    """A layer of one of CLIP's encoders."""
+    shapes = _linear(f"{layer}.mlp.fc1", 4 * width, width) | _linear(f"{layer}.mlp.fc2", width, 4 * width)
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        shapes |= _linear(f"{layer}.self_attn.{name}", width, width)
+    return shapes | _norm(f"{layer}.layer_norm1", width) | _norm(f"{layer}.layer_norm2", width)
 
 
 def _down_and_middle() -> Shapes:

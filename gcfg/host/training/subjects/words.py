@@ -130,14 +130,14 @@ def _views(vision, projection: Tensor, subjects: Sequence[SubjectImages], settin
     """The views of all subjects with their features."""
     def see(picture: Tensor) -> Tensor:
         with torch.inference_mode():
-            return vision.encode_image(picture)["image_embeds"].clone()
+            features = vision.encode_image(picture)["image_embeds"]
+        if features.shape[-1] != projection.shape[0]:
+            raise ValueError(f"the CLIP vision model gives features of {features.shape[-1]} numbers, the text "
+                             f"projection of {projection.shape[0]}; load the vision model of CLIP-L (ViT-L/14).")
+        return features.clone()
 
     def check(done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-    width = see(torch.zeros(1, 224, 224, 3)).shape[-1]
-    if width != projection.shape[0]:
-        raise ValueError(f"the CLIP vision model gives features of {width} numbers, the text projection of "
-                         f"{projection.shape[0]}; load the vision model of CLIP-L (ViT-L/14).")
     pictures = [variants.load(replace(images.source, resolution=512)) for images in subjects]
     return encode(pictures, settings.views, settings.seed, place.path / "views", fingerprint(vision.get_sd()), see,
                   check)
