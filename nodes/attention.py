@@ -10,7 +10,7 @@ from nodes import common_ksampler
 from ..gcfg.attention.regions import blended, regions
 from ..gcfg.host.attention.regions import first_steps, word_maps, word_positions
 from ..gcfg.host.attention.shared import References, share_attention
-from .hosts import aliases
+from .hosts import aliases, plain_errors
 from .sampling import MAX_SEED
 
 CATEGORY = "GCFG/attention"
@@ -45,6 +45,7 @@ class GCFGSharedAttention(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, model, reference, start_percent, end_percent, noise_seed, reference_mask=None) -> io.NodeOutput:
         if start_percent > end_percent:
             raise ValueError(f"start_percent {start_percent} lies after end_percent {end_percent}; exchange them.")
@@ -59,12 +60,12 @@ class GCFGRegionsFromPrompt(io.ComfyNode):
             node_id="GCFGRegionsFromPrompt",
             display_name="GCFG Regions from Prompt",
             category=CATEGORY,
-            description=("Finds where words of a prompt will lie in the picture, from the cross-attention of the first "
-                         "steps, and gives a mask for each. Use the sampler's own seed and settings."),
+            description=("Finds where words of a prompt will lie in the picture, from the attention to them in the "
+                         "first steps, and gives a mask for each. Use the sampler's own seed and settings."),
             is_output_node=True,
             **aliases("mask", "attention map", "region", "segment", "prompt"),
             inputs=[
-                io.Model.Input("model", tooltip="The base model (SD1.5, SDXL)."),
+                io.Model.Input("model", tooltip="The base model: a U-Net (SD1.5, SDXL), SD3 or Flux."),
                 io.Clip.Input("clip", tooltip="The text encoder that encodes the prompt."),
                 io.String.Input("text", multiline=True, tooltip="The prompt of the whole picture."),
                 io.String.Input("words", tooltip=(
@@ -97,13 +98,15 @@ class GCFGRegionsFromPrompt(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, model, clip, text, words, negative, latent_image, seed, steps, cfg, sampler_name, scheduler,
                 until, threshold, feather) -> io.NodeOutput:
         listed = [word.strip() for word in words.split(",") if word.strip()]
         if not 1 <= len(listed) <= 3:
             raise ValueError(f"Name one to three words of the prompt, separated by commas, not {len(listed)}.")
-        positions, length = word_positions(clip, text, listed)
         positive = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        length = positive[0][0].shape[1]
+        positions = word_positions(clip, text, listed, length)
         maps = word_maps(model, positions, length, lambda watched: common_ksampler(
             watched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
             last_step=first_steps(steps, until)))
@@ -138,6 +141,7 @@ class GCFGBlendMasks(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, mask_1, mask_2, feather, mask_3=None) -> io.NodeOutput:
         given = [mask for mask in (mask_1, mask_2, mask_3) if mask is not None]
         batch, size = max(len(mask) for mask in given), mask_1.shape[-2:]

@@ -18,7 +18,8 @@ from benchmarks.pictures import host
 
 HERE = Path(__file__).parent
 SIZE, LARGE = 64, 256
-CLASS, REQUEST = "face", "with sunglasses"
+CAPTION, CLASS, REQUEST = "a photo of a", "face", "with sunglasses"
+"""As in training: this text encoder minds the place of a word."""
 SEEDS, SCALE, SUBJECT_SCALES = 4, 4.0, (2.0, 3.0)
 
 
@@ -89,8 +90,8 @@ def trained(chosen: argparse.Namespace) -> tuple:
                                work / "latents")
     settings = SubjectSettings(
         run_name="zog", class_word=CLASS, target_steps=chosen.steps, method=chosen.method, batch=4,
-        learning_rate=chosen.rate, semantic_weight=chosen.weight, rank=chosen.rank, micro_batch=4, save_every=20, preview_every=0,
-        output=str(work), initial_word=CLASS)
+        learning_rate=chosen.rate, semantic_weight=chosen.weight, rank=chosen.rank, micro_batch=4, save_every=20,
+        preview_every=0, output=str(work), initial_word=CLASS)
     watch = command_line.TerminalWatch(argparse.Namespace(asked=False), command_line_bar)
     with torch.inference_mode():
         made = subject.train(base, clip, pictures, settings, watch)
@@ -106,11 +107,12 @@ def command_line_bar(title: str):
 def sheet(models: tuple, pictures: Path) -> Image.Image:
     """Rows: the pictures; the base; the subject alone; the subject asked by CFG, and class-guided."""
     base, clip, vae, subject, prompt = models
-    plain, named = f"{CLASS} {REQUEST}", f"{prompt} {REQUEST}"
+    alone = f"{CAPTION} {prompt}"
+    plain, named = f"{CLASS} {REQUEST}", f"{alone} {REQUEST}"
     shown = [np.asarray(Image.open(file).resize((SIZE, SIZE))) for file in sorted(pictures.glob("*"))]
     rows = [("four pictures", shown),
             (f"base: {plain}", sampled(base, clip, vae, plain)),
-            ("subject: embedding:zog face", sampled(subject, clip, vae, prompt)),
+            (f"subject: {alone}", sampled(subject, clip, vae, alone)),
             (f"subject by CFG: ... {REQUEST}", sampled(subject, clip, vae, named))]
     rows += [(f"class-guided, subject scale {r:g}", sampled(base, clip, vae, named, (plain, subject, r)))
              for r in SUBJECT_SCALES]

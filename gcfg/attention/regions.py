@@ -24,15 +24,17 @@ def word_attention(q: Tensor, k: Tensor, heads: int, words: Sequence[Sequence[in
     """How much each token of a picture attends to each word: (rows, words, tokens), mean over heads, 0 to 1.
 
     Args:
-        q: (rows, tokens, channels) of the picture.
-        k: (rows, text tokens, channels) of the prompt.
-        words: positions in the prompt, a list for each word.
+        q: (rows, tokens, channels) or (rows, heads, tokens, channels) of the picture.
+        k: as q, of all that it attends to: a prompt, or in a joint attention prompt and picture.
+        words: positions in k, a list for each word.
     """
     def split(t: Tensor) -> Tensor:
-        return t.float().unflatten(-1, (heads, -1)).transpose(1, 2)
-    q, k = split(q), split(k)
-    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
-    return torch.stack([weights[..., list(positions)].sum(dim=-1) for positions in words], dim=1)
+        return t if t.ndim == 4 else t.unflatten(-1, (heads, -1)).transpose(1, 2)
+    total = 0.0
+    for of, to in zip(split(q).unbind(1), split(k).unbind(1), strict=True):  # a joint attention of all is large
+        weights = (of.float() @ to.float().transpose(-1, -2) * of.shape[-1] ** -0.5).softmax(dim=-1)
+        total = total + torch.stack([weights[..., list(positions)].sum(dim=-1) for positions in words], dim=1)
+    return total / heads
 
 
 def regions(maps: Tensor, threshold: float = 0.4, feather: float = 0.0) -> Tensor:

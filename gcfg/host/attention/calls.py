@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 OVERRIDE = "optimized_attention_override"
 
 
-def with_attention(transformer_options: dict, attention: Callable[..., Tensor]) -> dict:
+def with_attention(network, transformer_options: dict, attention: Callable[..., Tensor]) -> dict:
     """Transformer options for one forward pass whose attentions are computed by ``attention``.
 
     Args:
+        network: that runs them.
         attention: called as ``attention(attend, cross, q, k, v, heads, mask)``. ``attend(q, k, v)`` is the attention as
             it would have been, other packs' included; ``cross`` is True at the cross-attention of a U-Net's block,
-            False at its self-attention and in networks whose attentions carry no such patches.
+            False at its self-attention and in other networks.
     """
     cross = False
 
@@ -36,6 +38,7 @@ def with_attention(transformer_options: dict, attention: Callable[..., Tensor]) 
         return attention(attend, cross, q, k, v, heads, mask)
 
     patches = {name: list(listed) for name, listed in transformer_options.get("patches", {}).items()}
-    for name, is_cross in (("attn1_patch", False), ("attn2_patch", True)):
-        patches[name] = [*patches.get(name, []), note(is_cross)]
+    if isinstance(network, UNetModel):
+        for name, is_cross in (("attn1_patch", False), ("attn2_patch", True)):
+            patches[name] = [*patches.get(name, []), note(is_cross)]
     return {**transformer_options, "patches": patches, OVERRIDE: override}

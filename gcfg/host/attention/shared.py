@@ -101,7 +101,8 @@ def run_with_references(executor, references: References, x, t, c_concat=None, c
     group, rows = references.group, x.shape[0]
     beside = references.noised(executor.class_obj, t)
     x = torch.cat([x[:, None], beside.to(x)], dim=1).flatten(0, 1)
-    image = image_tokens(executor.class_obj.diffusion_model, x)
+    network = executor.class_obj.diffusion_model
+    image = image_tokens(network, x)
 
     def attention(attend, cross, q, k, v, heads, mask):
         if cross:
@@ -113,7 +114,7 @@ def run_with_references(executor, references: References, x, t, c_concat=None, c
         text = k.shape[-2] - image if image else 0
         return attend_to_references(attend, q, k, v, group, text, references.seen(k.shape[-2] - text))
 
-    options = with_attention(transformer_options or {}, attention)
+    options = with_attention(network, transformer_options or {}, attention)
     repeated = {name: _repeated(value, rows, group) for name, value in kwargs.items()}
     out = executor(x, t.repeat_interleave(group, 0), _repeated(c_concat, rows, group),
                    _repeated(c_crossattn, rows, group), _without_references(_repeated(control, rows, group), group),

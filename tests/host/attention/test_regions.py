@@ -4,32 +4,45 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy.sd1_clip import SD1Tokenizer
+from comfy.text_encoders.flux import FluxTokenizer
+from comfy.text_encoders.sd3_clip import SD3Tokenizer
 from comfy_execution.graph import ExecutionBlocker
 
 from gcfg_pack.gcfg.attention.regions import word_attention
 from gcfg_pack.gcfg.host.attention.regions import first_steps, word_maps, word_positions
 from gcfg_pack.nodes.attention import GCFGBlendMasks
+from harness.models.families import FAMILIES
 from harness.sampling import stock
 
 
 class Clip:
     """The host's tokenizer, without the weights of an encoder."""
 
-    def __init__(self):
-        self.tokenizer = SD1Tokenizer()
+    def __init__(self, kind=SD1Tokenizer):
+        self.tokenizer = kind()
 
     def tokenize(self, text):
         return self.tokenizer.tokenize_with_weights(text)
 
 
 def test_words_are_found_wherever_they_stand():
-    positions, length = word_positions(Clip(), "a (cat:1.2) and a wizard, the cat sleeping", ["cat", "wizard"])
-    assert positions == [[2, 8], [5]] and length == 77
+    positions = word_positions(Clip(), "a (cat:1.2) and a wizard, the cat sleeping", ["cat", "wizard"], 77)
+    assert positions == [[2, 8], [5]]
+
+
+def test_words_in_the_prompts_of_transformers():
+    """SD3's conditioning is CLIP's tokens and then T5's, where it has a T5; Flux has T5's alone."""
+    prompt, words = "a cat and a wizard", ["cat", "wizard"]
+    for tokenizer, length, expected in (
+            (SD3Tokenizer, 77, [[2], [5]]), (SD3Tokenizer, 154, [[2, 79], [5, 83]]), (FluxTokenizer, 256, [[2], [6]])):
+        assert word_positions(Clip(tokenizer), prompt, words, length) == expected
+    with pytest.raises(ValueError, match="this text encoder \\(l, t5xxl\\); draw the masks"):
+        word_positions(Clip(FluxTokenizer), prompt, words, 99)
 
 
 def test_a_word_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="'dog' does not occur in the prompt 'a cat'"):
-        word_positions(Clip(), "a cat", ["dog"])
+        word_positions(Clip(), "a cat", ["dog"], 77)
 
 
 def test_maps_are_the_softmax_of_the_cross_attention(tiny, base, prompts):
@@ -57,9 +70,32 @@ def test_watching_changes_nothing(tiny, base, prompts):
     assert torch.equal(latents[0], stock(base, *prompts, tiny.latent()))
 
 
-def test_only_unets(tiny):
+@pytest.mark.parametrize("name", ["Stable Diffusion 3.5", "Flux.1"])
+def test_maps_of_a_joint_attention(name):
+    """Against the host's own attention over values that are 1 at the word and 0 elsewhere."""
+    family = FAMILIES[name]
+    base, positive, negative = family.model(1), family.conditioning(1), family.conditioning(2)
+    found = []
+
+    def recorded(function, q, k, v, heads, *args, **kwargs):
+        if q.shape[-2] == 8 + 16:
+            tokens = 2 if kwargs.get("skip_reshape") else 1
+            word = torch.zeros_like(v).index_fill_(tokens, torch.tensor([2, 3]), 1.0)
+            out = function(q, k, word, heads, *args, **kwargs)
+            if q.shape[0] == 2:
+                found.append(out[1:, 8:].mean(dim=-1))  # the host puts the negative first
+        return function(q, k, v, heads, *args, **kwargs)
+    watched = base.clone()
+    watched.model_options["transformer_options"]["optimized_attention_override"] = recorded
+    latents = family.latents()
+    maps = word_maps(watched, [[2, 3]], 8, lambda m: stock(m, positive, negative, latents, steps=2))
+    expected = torch.stack([F.interpolate(each.view(1, 1, 4, 4), (8, 8), mode="bilinear") for each in found]).mean(0)
+    assert found and maps.shape == (1, 1, 8, 8) and torch.allclose(maps, expected, atol=1e-5)
+
+
+def test_other_families_are_refused(tiny):
     with pytest.raises(ValueError, match="Draw the masks instead"):
-        word_maps(tiny.sd3(), [[1]], 8, lambda m: None)
+        word_maps(FAMILIES["Lumina 2"].model(), [[1]], 8, lambda m: None)
 
 
 def test_first_steps():

@@ -5,6 +5,7 @@ import torch
 
 from gcfg_pack.gcfg.host.attention.shared import References, share_attention
 from gcfg_pack.gcfg.host.sampling.chain import Link
+from harness.models.families import FAMILIES
 from harness.oracle import denoised
 from harness.sampling import counted, gcfg, relative, stock
 
@@ -87,9 +88,9 @@ def test_as_one_guidance_among_others(tiny, base, prompts, reference):
     assert relative(guided, without) > 1e-3
 
 
-def test_in_a_joint_attention_only_picture_tokens_are_shared(tiny, reference):
-    model = tiny.sd3(seed=1)
-    text = tiny.conditioning(1, tokens=6, width=4096, pooled=2048)
+@pytest.mark.parametrize("name", ["Stable Diffusion 3.5", "Flux.1"])
+def test_in_a_joint_attention_only_picture_tokens_are_shared(tiny, name):
+    model, text = FAMILIES[name].model(1), FAMILIES[name].conditioning(1)
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
     latents = tiny.latent(channels=16, seed=3)["samples"]
     lengths = []
@@ -101,8 +102,7 @@ def test_in_a_joint_attention_only_picture_tokens_are_shared(tiny, reference):
     watched.model_options["transformer_options"]["optimized_attention_override"] = watch
     shared = share_attention(watched, References(latents))
     assert relative(denoised(shared, x, text, sigma=0.9), denoised(model, x, text, sigma=0.9)) > 1e-4
-    own = max(tokens for _, tokens, _ in lengths)
-    assert {entry for entry in lengths if entry[1] == own} == {(1, own, own), (1, own, own + 16)}
+    assert {entry for entry in lengths if entry[1] == 8 + 16} == {(1, 24, 24), (1, 24, 24 + 16)}
 
 
 @pytest.mark.parametrize("change, message", [

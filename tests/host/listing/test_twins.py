@@ -1,4 +1,4 @@
-"""In every chain of docs/PAPERS.md the base in the place of the subject changes nothing, on its own weights and apart."""
+"""In every chain of docs/PAPERS.md the base in the place of the subject changes nothing, whosever weights it has."""
 
 import comfy.sd
 import nodes
