@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from gcfg_pack.gcfg.host.training.models.captioned import Captioned, with_lora
+from gcfg_pack.gcfg.host.training.models.network import differentiable
 from gcfg_pack.gcfg.training.memory import Plan
+from harness.models import families
 from harness.models.concepts import same, weights_of
 
 CPU = torch.device("cpu")
@@ -75,6 +77,31 @@ def test_gradient_reaches_text_and_the_trained_weights_alone_and_the_lora_is_exa
         tuned.unpatch_model()
     assert (theirs - plain).abs().max() > 1e-2
     assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_a_lora_on_a_video_model():
+    """Wan's class, one frame a picture: the network predicts what the host predicts, the LoRA is exact in the host."""
+    family = families.FAMILIES["Wan 2.1 text to video"]
+    base, text = family.model(1), family.conditioning(1)
+    trainable = captioned(base)
+    x = torch.randn(2, 16, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    sigma = torch.tensor([0.4, 0.8])
+    with differentiable():
+        trainable.predict(x, sigma, **trainable.conditions([text, text], x)).square().mean().backward()
+    ups = [p for name, p in trainable.parameters.items() if name.endswith("/up")]
+    assert sum(float(p.grad.abs().max()) > 0.0 for p in ups if p.grad is not None) > 0.8 * len(ups)
+    with torch.no_grad():
+        for k, parameter in enumerate(trainable.parameters.values()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(k)), alpha=0.02)
+        output = trainable.predict(x, sigma, **trainable.conditions([text, text], x))
+        ours = trainable.sampling.calculate_denoised(sigma, output, x)
+    with torch.inference_mode():
+        tuned = with_lora(base, trainable.lora(trainable.parameters))
+        plain = host_prediction(base, text, x, sigma)
+        tuned.patch_model()
+        theirs = host_prediction(tuned, text, x, sigma)
+        tuned.unpatch_model()
+    assert (theirs - plain).abs().max() > 1e-2 and (ours - theirs).abs().max() < 1e-4
 
 
 def test_keys_and_values_need_a_cross_attention(tiny):

@@ -45,9 +45,14 @@ def write(files, name, **changes):
     return path
 
 
-def test_same_result_as_the_node_to_the_bit(files, host, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def line(files, host):
+    """A finished run."""
     done = command(host, "subject", write(files, "line"))
     assert done.returncode == 0, done.stderr
+
+
+def test_same_result_as_the_node_to_the_bit(files, line, tmp_path, monkeypatch):
     for name in ("embeddings", "loras"):
         (tmp_path / name).mkdir()
         monkeypatch.setitem(folder_paths.folder_names_and_paths, name, (
@@ -65,6 +70,20 @@ def test_same_result_as_the_node_to_the_bit(files, host, tmp_path, monkeypatch):
         by_line, by_node = (files_of.read(folder / kind / "joe.safetensors")[0]
                             for folder in (files / "line_models", tmp_path))
         assert all(torch.equal(by_line[key], by_node[key]) for key in by_node)
+
+
+def test_two_processes_make_the_same_subject(files, line, host):
+    """With torchrun: each has half of every batch; Adam makes more than the last bit of a gradient near zero."""
+    done = command(host, "subject", write(files, "two"), "torch.distributed.run", "--standalone", "--nproc-per-node",
+                   "2", "-m")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (state.latest(files / name / "joe" / "states").history.nan_to_num() for name in ("two", "line"))
+    assert torch.allclose(ours, theirs, rtol=1e-5)
+    for kind in ("embeddings", "loras"):
+        ours, theirs = (files_of.read(files / f"{name}_models" / kind / "joe.safetensors")[0]
+                        for name in ("two", "line"))
+        assert ours.keys() == theirs.keys() and ours
+        assert all((ours[key] - theirs[key]).abs().mean() < 1e-4 * theirs[key].abs().mean() for key in ours)
 
 
 def test_errors_are_one_line(files, host):
