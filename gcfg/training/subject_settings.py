@@ -54,6 +54,10 @@ class SubjectSettings(Settings):
     FREE: ClassVar[set[str]] = FREE | {"initial_embedding", "masks", "models"}
     PATHS: ClassVar[tuple[str, ...]] = (*Settings.PATHS, "masks", "models")
 
+    def subject(self, word: bool = True) -> str:
+        """The subject in a prompt: its new word and its class, or without a ``word`` of its own the rare one."""
+        return f"{f'embedding:{self.run_name}' if word else self.initial_word} {self.class_word}"
+
     def __post_init__(self):
         check_word(self.run_name)
         super().__post_init__()

@@ -28,6 +28,8 @@ SCALED = 0.66
 """How many variants are scaled down and placed on a grey canvas."""
 SMALL, LARGE = ("a far away ", "very small "), ("zoomed in ", "close up ")
 """What a caption says of pictures that are scaled far down, and up."""
+PREFIXES = ("", *SMALL, *LARGE)
+"""All that may stand before a caption."""
 FEWEST, MOST = 2, 100
 
 

@@ -15,8 +15,10 @@ from PIL import Image
 from gcfg_pack.gcfg.host.training.models.captioned import with_lora
 from gcfg_pack.gcfg.host.training.subjects import files as subject_files
 from gcfg_pack.gcfg.host.training.subjects import train as subject
+from gcfg_pack.gcfg.host.training.subjects.learner import SubjectLearner
 from gcfg_pack.gcfg.nulltext import checkpoint
 from gcfg_pack.gcfg.training.data.variants import Subject
+from gcfg_pack.gcfg.training.losses.semantic import semantic_preservation
 from gcfg_pack.gcfg.training.memory import Plan
 from gcfg_pack.gcfg.training.run import state
 from gcfg_pack.gcfg.training.run.task import Watch
@@ -24,8 +26,9 @@ from gcfg_pack.gcfg.training.settings import SettingsError
 from gcfg_pack.gcfg.training.subject_settings import SubjectSettings
 from gcfg_pack.nodes.subjects import GCFGImportSubject
 from harness.models.concepts import same, weights_of
+from harness.models.families import FAMILIES
 from harness.models.text import clip
-from harness.training import Vae, draw_pictures
+from harness.training import Clip, Vae, draw_pictures
 
 QUICK = {"run_name": "joe", "class_word": "dog", "target_steps": 4, "learning_rate": 1e-2, "preview_every": 0,
          "save_every": 2}
@@ -128,7 +131,7 @@ def test_the_word_and_the_weights_learn(tiny, images, encoders, method):
     settings = SubjectSettings(**QUICK | {"method": method, "semantic_weight": 0.0})
     with torch.inference_mode(False), torch.enable_grad():
         base = tiny.sd15(seed=1, prediction="v")
-        learner = subject.SubjectLearner(base, encoders["sd15"], settings, Plan(), torch.device("cpu"))
+        learner = SubjectLearner(base, encoders["sd15"], settings, Plan(), torch.device("cpu"))
         shown = images.found[:2]
         latents = torch.stack([variant.load(False) for variant in shown])
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
@@ -145,16 +148,16 @@ def test_the_word_and_the_weights_learn(tiny, images, encoders, method):
 
 def test_semantic_weight_keeps_the_word_near_its_class(tiny, train, monkeypatch):
     distances = {}
-    original = subject.SubjectLearner.rows_of
+    original = SubjectLearner.rows_of
 
     def spied(learner, trained):
         with torch.no_grad():
             rows = {name: [value] for name, value in original(learner, trained).items()}
             new = learner.text.meaning(["a photo of a <0> dog"], rows)
-            distance = subject.semantic_preservation(new, learner.class_meaning)
+            distance = semantic_preservation(new, learner.text.meaning(["a photo of a dog"], {}))
             distances[learner.settings.semantic_weight] = float(distance)
         return original(learner, trained)
-    monkeypatch.setattr(subject.SubjectLearner, "rows_of", spied)
+    monkeypatch.setattr(SubjectLearner, "rows_of", spied)
     base = tiny.sd15(seed=1)
     for weight in (0.0, 5.0):
         train(base, name=str(weight), method="rows", run_name=f"joe{int(weight)}", semantic_weight=weight,
@@ -181,6 +184,48 @@ def test_previews(base, train):
     watch = Stop(99)
     train(base, watch, target_steps=2, preview_every=2, preview_steps=2, preview_prompt="wearing a hat")
     assert watch.shown == [(2, (128, 96))]
+
+
+class Prompts(Clip):
+    """A text encoder that is no CLIP, as Wan's."""
+
+    def tokenize(self, text):
+        return {"umt5xxl": text}
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return super().encode_from_tokens_scheduled(tokens["umt5xxl"])
+
+
+class OneFrame(Vae):
+    """An autoencoder of videos; a picture is one frame."""
+
+    def encode(self, pixels):
+        return super().encode(pixels).repeat(1, 4, 1, 1)[:, :, None]
+
+    def decode(self, latents):
+        return super().decode(latents[:, :, 0])[:, None]
+
+
+def test_a_lora_of_a_subject_on_a_video_model(folders, tmp_path):
+    """Wan's class: no word is learned, the rare one names the subject; the stock loader gives the trained MODEL."""
+    family, clip_of = FAMILIES["Wan 2.1 text to video"], Prompts(48)
+    base, watch = family.model(1), Stop(99)
+    pictures = subject.prepare(Subject(str(draw_pictures(tmp_path / "pictures", 3)), "", 64, count=6), OneFrame(),
+                               tmp_path / "latents")
+    values = QUICK | {"output": str(tmp_path / "a"), "method": "LoRA", "semantic_weight": 0.0, "preview_every": 4,
+                      "preview_steps": 2, "preview_prompt": "on a beach"}
+    with torch.inference_mode():
+        with pytest.raises(ValueError, match="consists of umt5xxl; choose the method LoRA.*'ktn dog' becomes"):
+            subject.train(base, clip_of, pictures, SubjectSettings(**values | {"semantic_weight": 0.25}), watch)
+        made = subject.train(base, clip_of, pictures, SubjectSettings(**values), watch)
+        assert made.prompt == "ktn dog" and watch.shown[0][0] == 4 and torch.isfinite(made.history[:, 1]).all()
+        assert not list(folders["embeddings"].iterdir())
+        stock = stock_nodes.LoraLoaderModelOnly().load_lora_model_only(base, "joe.safetensors", 1.0)[0]
+        latent, text = family.latents()["samples"], (family.conditioning(1), family.conditioning(2))
+        theirs, ours, plain = (comfy.sample.sample(
+            model, comfy.sample.prepare_noise(latent, 3), 2, 3.0, "euler", "simple", *text, latent, disable_pbar=True,
+            seed=3) for model in (stock, made.model, base))
+    assert (ours - theirs).abs().max() / theirs.std() < 1e-5 < 1e-3 < (theirs - plain).abs().max() / theirs.std()
 
 
 def test_starts_from_an_embedding(base, train, folders):

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 _NEW = re.compile(r"<(\d+)>")
 _BODY = "transformer.text_model."
-_SUPPORTED = ({"l"}, {"h"}, {"g"}, {"l", "g"})
+SUPPORTED = ({"l"}, {"h"}, {"g"}, {"l", "g"})
+"""Text encoders to which new words can be taught, by the names that the host gives their parts."""
 
 Rows = Mapping[str, Sequence[Tensor]]
 """By encoder ("l", "g"), the rows (n, C) of each new word."""
@@ -108,7 +109,7 @@ class TrainableText:
     def __init__(self, clip, device: torch.device):
         self.clip, self.device = clip, device
         names = set(clip.tokenize(""))
-        if names not in _SUPPORTED:
+        if names not in SUPPORTED:
             raise ValueError(f"new words can be taught to the CLIP text encoders of SD1.5, SD2 and SDXL, but this one "
                              f"consists of {', '.join(sorted(names))}.")
         stage = clip.cond_stage_model

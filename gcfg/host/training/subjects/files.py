@@ -56,7 +56,7 @@ def _run_of(path: Path) -> str:
 
 
 def write(name: str, rows: Mapping[str, Tensor], lora: Mapping[str, Tensor], source: Provenance, run: str) -> None:
-    """Write both files, each in one step; without a LoRA only the embedding.
+    """Write both files, each in one step; without rows only the LoRA, without a LoRA only the embedding.
 
     Args:
         rows: by encoder ("l", "g"), (n, C).
@@ -66,7 +66,8 @@ def write(name: str, rows: Mapping[str, Tensor], lora: Mapping[str, Tensor], sou
     """
     check_free(name, run)
     embedding = {f"clip_{encoder}": row.detach().cpu().float() for encoder, row in rows.items()}
-    checkpoint.write(embedding_path(name), embedding, source.to_metadata("embedding") | {RUN: run})
+    if embedding:
+        checkpoint.write(embedding_path(name), embedding, source.to_metadata("embedding") | {RUN: run})
     if lora:
         checkpoint.write(lora_path(name), lora, source.to_metadata("subject_lora") | {RUN: run})
 

@@ -10,7 +10,6 @@ from ....training.run.folder import RunFolder
 from ....training.run.task import Watch
 from ....training.subject_settings import SubjectSettings
 from ..models.captioned import with_lora
-from ..models.network import PIXELS
 from ..preview import Preview, sheet
 
 SCALE = 6.0
@@ -33,16 +32,14 @@ class SubjectPreview(Preview):
 
     def _picture(self, step: int) -> Image.Image:
         learner, s = self.trainable, self.settings
-        side = s.resolution // PIXELS
         rows = []
         for prompt in s.prompts():
-            wanted = f"a photo of a <0> {s.class_word} {prompt}".strip()
             with torch.no_grad():
-                positive = learner.text.conditioning(wanted, learner.rows())
-            positive = [[features.cpu(), {key: value.cpu() for key, value in extra.items()}]
-                        for features, extra in positive]
+                positive = learner.text.conditioning(learner.caption(prompt), learner.rows())
+            positive = [[features.cpu(), {key: value.cpu() if isinstance(value, torch.Tensor) else value
+                                          for key, value in extra.items()}] for features, extra in positive]
             model = with_lora(self.base, learner.lora(learner.parameters))
-            latent = torch.zeros(s.preview_count, learner.network.latent_format.latent_channels, side, side)
+            latent = self._empty()
             noise = comfy.sample.prepare_noise(latent, s.seed)
             samples = comfy.sample.sample(model, noise, s.preview_steps, SCALE, "dpmpp_2m", "karras", positive,
                                           self.prompts[""], latent, disable_pbar=True, seed=s.seed,

@@ -25,7 +25,8 @@ from ....training.run.task import Task, Watch
 from ....training.subject_settings import check_word
 from ..models.text import TrainableText
 from . import files as subject_files
-from .train import FOLDER, SubjectImages, check_class_word
+from .learner import check_class_word
+from .train import FOLDER, SubjectImages
 
 ROWS = 2
 """Rows of each word, as in the official code."""
