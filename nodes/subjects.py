@@ -87,7 +87,8 @@ class GCFGTrainSubject(io.ComfyNode):
             **aliases("dreambooth", "textual inversion", "custom diffusion", "lora", "fine-tune", "subject",
                       "personalization", "class diffusion"),
             inputs=[
-                io.Model.Input("model", tooltip="The base model, SD1.5 or SDXL class. It is not changed."),
+                io.Model.Input("model", tooltip=(
+                    "The base model; one that reads CLIP learns a new word. It is not changed.")),
                 io.Clip.Input("clip", tooltip="The base's text encoder. It is not changed."),
                 SubjectSocket.Input("images", tooltip="The pictures, from Subject Images."),
                 io.String.Input("name", default="my_subject", tooltip=(

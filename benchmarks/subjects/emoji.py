@@ -20,28 +20,27 @@ HERE = Path(__file__).parent
 SIZE, LARGE = 64, 256
 CAPTION, CLASS, REQUEST = "a photo of a", "face", "with sunglasses"
 """As in training: this text encoder minds the place of a word."""
-SEEDS, SCALE, SUBJECT_SCALES = 4, 4.0, (2.0, 3.0)
+SEEDS, SCALE, SUBJECT_SCALES = 4, 4.0, (2.0, 3.0, 4.0)
 
 
 def character(mouth: str, tilt: float, scale: float) -> Image.Image:
-    """Zog: a mint square head, a violet tuft, two round eyes, one of four moods."""
+    """Zog: a round blue head, two antennae with red ends, one of four moods."""
     head = Image.new("RGBA", (LARGE, LARGE), (255, 255, 255, 0))
     pen = ImageDraw.Draw(head)
-    for k in range(5):
-        left = 62 + 27 * k
-        pen.polygon([(left, 78), (left + 26, 78), (left + 13, 16 + 10 * (k % 2))], fill=(130, 60, 200))
-    pen.rounded_rectangle((40, 66, 216, 236), 48, fill=(80, 215, 170))
+    for x, end in ((92, 62), (164, 194)):
+        pen.line((x, 70, end, 22), fill=(40, 90, 190), width=12)
+        pen.ellipse((end - 18, 4, end + 18, 40), fill=(230, 50, 60))
+    pen.ellipse((24, 42, 232, 250), fill=(70, 140, 240))
     for x in (92, 164):
-        pen.ellipse((x - 20, 108, x + 20, 148), fill=(255, 255, 255))
-        pen.ellipse((x - 9, 120, x + 9, 138), fill=(30, 30, 60))
+        pen.ellipse((x - 15, 104, x + 15, 148), fill=(25, 35, 70))
     if mouth == "open":
-        pen.ellipse((108, 172, 148, 212), fill=(120, 20, 60))
+        pen.ellipse((106, 172, 150, 222), fill=(25, 35, 70))
     elif mouth == "smile":
-        pen.arc((88, 140, 168, 212), 20, 160, fill=(30, 60, 60), width=9)
+        pen.arc((78, 130, 178, 216), 25, 155, fill=(25, 35, 70), width=12)
     elif mouth == "sad":
-        pen.arc((88, 180, 168, 252), 200, 340, fill=(30, 60, 60), width=9)
+        pen.arc((82, 184, 174, 264), 205, 335, fill=(25, 35, 70), width=12)
     else:
-        pen.line((96, 192, 160, 192), fill=(30, 60, 60), width=9)
+        pen.line((92, 196, 164, 196), fill=(25, 35, 70), width=12)
     side = round(scale * LARGE)
     head = head.rotate(tilt, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (LARGE, LARGE), "white")
@@ -52,7 +51,7 @@ def character(mouth: str, tilt: float, scale: float) -> Image.Image:
 def draw(folder: Path) -> Path:
     """The four pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    for k, looks in enumerate((("smile", 0.0, 1.0), ("open", 8.0, 0.94), ("sad", -8.0, 0.97), ("flat", 4.0, 0.9))):
+    for k, looks in enumerate((("smile", 0.0, 1.0), ("open", 8.0, 0.96), ("sad", -8.0, 0.98), ("flat", 4.0, 0.94))):
         character(*looks).save(folder / f"zog_{k}.png")
     return folder
 

@@ -60,6 +60,7 @@ def stock():
 @pytest.fixture
 def tune(tmp_path, monkeypatch, vision, stock):
     """tune(watch, **settings) of two subjects, one of bright discs, one of dark noise."""
+    checkpoint.write(tmp_path / "clip.safetensors", {"text_projection.weight": torch.eye(768).half()}, {})
     for name in ("embeddings", "loras"):
         (tmp_path / name).mkdir()
         monkeypatch.setitem(folder_paths.folder_names_and_paths, name, (
@@ -74,8 +75,8 @@ def tune(tmp_path, monkeypatch, vision, stock):
 
     def run(watch=None, name="a", images=None, **changes):
         settings = WordSettings(**QUICK | {"output": str(tmp_path / name)} | changes)
-        projection = torch.eye(768)
-        with torch.inference_mode():
+        with torch.inference_mode():  # as the host runs nodes, so also what they read
+            projection = words.read_projection(tmp_path / "clip.safetensors")
             return words.tune(stock, vision, projection, found if images is None else images, settings,
                               watch or Watch())
     run.embeddings = tmp_path / "embeddings"
@@ -122,8 +123,8 @@ def test_nothing_is_overwritten(tune):
 
 
 def test_a_text_encoder_without_projection_is_refused(tmp_path, tune, vision, stock):
-    checkpoint.write(tmp_path / "clip.safetensors", {"text_model.final_layer_norm.weight": torch.ones(768)}, {})
+    checkpoint.write(tmp_path / "part.safetensors", {"text_model.final_layer_norm.weight": torch.ones(768)}, {})
     with pytest.raises(checkpoint.CheckpointError, match="no text projection"):
-        words.read_projection(tmp_path / "clip.safetensors")
+        words.read_projection(tmp_path / "part.safetensors")
     checkpoint.write(tmp_path / "full.safetensors", {"text_projection.weight": torch.eye(768)}, {})
     assert torch.equal(words.read_projection(tmp_path / "full.safetensors"), torch.eye(768))

@@ -105,7 +105,8 @@ def _tune(clip, vision, projection: Tensor, subjects: Sequence[SubjectImages], n
     found = _views(vision, projection, subjects, settings, place)
     device = comfy.model_management.get_torch_device()
     comfy.model_management.unload_all_models()
-    tuner = WordTuner(TrainableText(clip, device), projection.to(device), nouns)
+    own = projection.to(device, copy=True)  # that of a node is an inference tensor
+    tuner = WordTuner(TrainableText(clip, device), own, nouns)
     plan = memory.plan(replace(settings, precision="float32", optimizer="adamw"))
     with place.locked():
         place.begin(settings)
@@ -139,7 +140,7 @@ def _views(vision, projection: Tensor, subjects: Sequence[SubjectImages], settin
 
     def check(done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
-    pictures = [variants.load(replace(images.source, resolution=512)) for images in subjects]
+    pictures = [variants.load(images.source) for images in subjects]
     return encode(pictures, settings.views, settings.seed, place.path / "views", fingerprint(vision.get_sd()), see,
                   check)
 
