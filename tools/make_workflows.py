@@ -31,7 +31,8 @@ from harness.workflow import provide_images
 HOST_VERSION = "0.3.64"  # the oldest ComfyUI that the workflows run on
 FOLDERS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models", "lora_name": "loras",
            "control_net_name": "controlnet", "concept_name": "concept_models", "clip_name": "clip_vision",
-           "clip_file": "text_encoders", "photomaker_model_name": "photomaker"}
+           "clip_file": "text_encoders", "photomaker_model_name": "photomaker",
+           "clip_name1": "text_encoders", "clip_name2": "text_encoders", "vae_name": "vae"}
 THUMBNAIL, GROUND = (480, 480), "#1c1c1f"
 STRIP = 130
 """Height of the graph below a result in a thumbnail."""
@@ -89,7 +90,8 @@ def place_files(base: Path, host: Path) -> None:
         for node in workflow.nodes().values():
             for key, folder in FOLDERS.items():
                 if key in node.inputs:
-                    path = base / "models" / folder / node.inputs[key]
+                    name = node.inputs[key]
+                    path = base / "models" / (directory(name, node.kind) if name in SOURCES else folder) / name
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.touch()
 

@@ -3,10 +3,11 @@
 from workflow_apps import APPS
 from workflow_chains import CHAINS
 from workflow_concepts import CONCEPTS
+from workflow_families import FAMILIES
 from workflow_gallery import GALLERY
 from workflow_listing import LISTING
 from workflow_models import MODELS
 from workflow_parts import numbered
 from workflow_subjects import SUBJECTS
 
-WORKFLOWS = numbered([*CONCEPTS, *CHAINS, *MODELS, *SUBJECTS, *GALLERY, *APPS, *LISTING])
+WORKFLOWS = numbered([*CONCEPTS, *CHAINS, *MODELS, *SUBJECTS, *GALLERY, *APPS, *LISTING, *FAMILIES])

@@ -11,10 +11,11 @@ from workflow_parts import Workflow
 WIDTHS = {"CheckpointLoaderSimple": 340, "UNETLoader": 340, "ControlNetLoader": 340, "LoraLoaderModelOnly": 340,
           "GCFGLoadConceptModel": 340, "CLIPTextEncode": 340, "GCFGInspector": 460, "GCFGKSampler": 300,
           "KSampler": 300, "GCFGScaleGrid": 420, "GCFGCompare": 460, "GCFGTextToGuidances": 400, "SaveImage": 340,
-          "PreviewAny": 320, "GCFGTrainConceptModel": 360}
+          "PreviewAny": 320, "GCFGTrainConceptModel": 360, "CLIPLoader": 340, "DualCLIPLoader": 340, "VAELoader": 340,
+          "SaveAnimatedWEBP": 340}
 HEIGHTS = {"CLIPTextEncode": 110, "GCFGInspector": 560, "PreviewAny": 190, "SaveImage": 400, "PreviewImage": 360,
            "LoadImage": 330, "GCFGScaleGrid": 780, "GCFGCompare": 660, "GCFGTextToGuidances": 180,
-           "GCFGTrainConceptModel": 1150}
+           "GCFGTrainConceptModel": 1150, "SaveAnimatedWEBP": 440}
 TITLE, GAP, MARGIN, HEADER, LANE = 30, 60, 20, 50, 16
 BADGE = 45  # the Vue renderer draws the nodes of a pack so much taller than the classic one
 NOTE_HEIGHT = 105

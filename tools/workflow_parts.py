@@ -44,9 +44,33 @@ CONTROLNET = "control_v11p_sd15_canny_fp16.safetensors"
 FULL_CLIP = "model.safetensors"
 SDXL, PHOTOMAKER = "sd_xl_base_1.0.safetensors", "photomaker-v1.bin"
 
-# The folder that a file belongs into, for each kind of node where they differ, and where it can be had; concept models
-# are the user's own.
+Z_IMAGE = ("z_image_bf16.safetensors", "qwen_3_4b.safetensors", "ae.safetensors")
+QWEN = ("qwen_image_fp8_e4m3fn.safetensors", "qwen_2.5_vl_7b_fp8_scaled.safetensors", "qwen_image_vae.safetensors")
+FLUX = ("flux1-dev.safetensors", "clip_l.safetensors", "t5xxl_fp16.safetensors", "ae.safetensors")
+WAN = ("wan2.1_t2v_1.3B_fp16.safetensors", "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors")
+Z_IMAGE_LORA, QWEN_LORA = "faces_z_image_lora.safetensors", "faces_qwen_image_lora.safetensors"
+FLUX_LORA, WAN_LORA = "faces_flux_lora.safetensors", "faces_wan_lora.safetensors"
+
+
+def split_files(repository: str, folder: str, *names: str) -> dict[str, tuple[str, str]]:
+    """Files of a repackaged model, each in the folder where a stock loader looks for it."""
+    address = f"https://huggingface.co/Comfy-Org/{repository}/resolve/main/split_files/{folder}"
+    return {name: (folder, f"{address}/{name}") for name in names}
+
+
+# The folder that a file belongs into, for each kind of node where they differ, and where it can be had, as the host's
+# own templates say; concept models are the user's own.
 SOURCES = {
+    **split_files("z_image", "diffusion_models", Z_IMAGE[0]),
+    **split_files("z_image_turbo", "text_encoders", Z_IMAGE[1]), **split_files("z_image_turbo", "vae", Z_IMAGE[2]),
+    **split_files("Qwen-Image_ComfyUI", "diffusion_models", QWEN[0]),
+    **split_files("Qwen-Image_ComfyUI", "text_encoders", QWEN[1]), **split_files("Qwen-Image_ComfyUI", "vae", QWEN[2]),
+    **split_files("Wan_2.1_ComfyUI_repackaged", "diffusion_models", WAN[0]),
+    **split_files("Wan_2.1_ComfyUI_repackaged", "text_encoders", WAN[1]),
+    **split_files("Wan_2.1_ComfyUI_repackaged", "vae", WAN[2]),
+    FLUX[0]: ("diffusion_models", "https://huggingface.co/Comfy-Org/flux1-dev/resolve/main/" + FLUX[0]),
+    **{name: ("text_encoders", "https://huggingface.co/comfyanonymous/flux_text_encoders/resolve/main/" + name)
+       for name in FLUX[1:3]},
     BASE: ("checkpoints", "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/" + BASE),
     CONTROLNET: ("controlnet", "https://huggingface.co/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/"
                  + CONTROLNET),

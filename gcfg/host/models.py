@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 
-import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST
@@ -148,7 +146,12 @@ def same_weights(a: ModelPatcher, b: ModelPatcher) -> bool:
 
 def same_modules(a: ModelPatcher, b: ModelPatcher) -> bool:
     """True if both MODELs are clones of one model and differ, if at all, in the patches of their weights."""
-    return (a.model is b.model and _alike(a.object_patches, b.object_patches) and _alike(a.injections, b.injections)
+    return a.model is b.model and same_settings(a, b)
+
+
+def same_settings(a: ModelPatcher, b: ModelPatcher) -> bool:
+    """True if nothing but module, weights and options of two MODELs may differ."""
+    return (_alike(a.object_patches, b.object_patches) and _alike(a.injections, b.injections)
             and _alike(a.hook_patches, b.hook_patches)
             and _alike(getattr(a, "weight_wrapper_patches", {}), getattr(b, "weight_wrapper_patches", {})))
 
@@ -184,32 +187,3 @@ def is_dynamic(patcher: ModelPatcher) -> bool:
 def for_hooks(patcher: ModelPatcher | None) -> ModelPatcher | None:
     """The MODEL in a form whose weights hooks can exchange: dynamic MODELs cannot have that done to them."""
     return patcher.get_non_dynamic_delegate() if patcher is not None and is_dynamic(patcher) else patcher
-
-
-def with_own_weights(patcher: ModelPatcher) -> ModelPatcher:
-    """A MODEL that computes the same as this one, over a module that no other MODEL uses.
-
-    Clones of one checkpoint share one module: loaded side by side, both would run with the patches of one of them.
-
-    Raises:
-        ValueError: the MODEL reaches into the shared module by itself (injections, as bypass LoRA loaders do).
-    """
-    if patcher.injections:
-        raise ValueError(f"{describe(patcher)} is used twice, and one of them carries injections (a bypass LoRA) that "
-                         "would act on both; load the LoRA with the ordinary loader, or load the checkpoint twice.")
-    if is_dynamic(patcher):
-        return patcher.clone(force_deepcopy=True)
-    for loaded in [m for m in comfy.model_management.current_loaded_models if m.model is not None]:
-        if loaded.model.is_clone(patcher):
-            loaded.model_unload()
-            comfy.model_management.current_loaded_models.remove(loaded)
-    patcher.unpatch_model(patcher.offload_device)
-    config = patcher.model.model_config
-    own = patcher.clone()
-    own.model = copy.deepcopy(patcher.model, {id(config): config})
-    for name in ("backup", "object_patches_backup", "hook_backup", "backup_buffers"):
-        if hasattr(own, name):
-            setattr(own, name, {})
-    if hasattr(own, "pinned"):
-        own.pinned = set()
-    return own

@@ -71,11 +71,13 @@ def concept(tiny):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A running server of the host with the pack in it; ``server.models`` names the tiny model files."""
+    from harness.models import transformers
     from harness.models.files import write_models
     from harness.server.serve import serve
 
     folder = tmp_path_factory.mktemp("server")
     models = write_models(folder / "models")
+    transformers.write(folder)
     with serve(HOST, folder) as running:
         running.models = models
         yield running

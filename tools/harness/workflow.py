@@ -33,6 +33,8 @@ def read(path: Path) -> dict:
 
 def too_large(workflow: dict) -> str:
     """Why a workflow cannot run on small models; empty if it can."""
+    if "UNETLoader" in kinds(workflow) and not loads_a_checkpoint(workflow):
+        return "it loads the files of its family, which have no small form here"
     return next((reason for kind, reason in _LARGE.items() if kind in kinds(workflow)), "")
 
 
@@ -58,6 +60,11 @@ def stock(prompt: str = "a cat", seed: int = 1) -> dict:
         "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
         "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "stock"}},
     }
+
+
+def loads_a_checkpoint(graph: dict) -> bool:
+    """False for workflows that load diffusion model, text encoder and VAE one by one, as transformers do."""
+    return "CheckpointLoaderSimple" in kinds(graph)
 
 
 def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int | None = None) -> dict:

@@ -16,7 +16,9 @@ from comfy.samplers import CFGGuider
 from ...guidance import BASE
 from ...nulltext.rowwise import RowAdapter
 from .. import KEY
-from ..models import same_modules, same_options, same_weights, with_own_weights
+from ..models import same_modules, same_options, same_weights
+from ..weights.bypass import as_patches
+from ..weights.copies import with_own_weights
 from ..weights.rows import NotRowwise, row_adapter
 from .conditionings import Conds
 
@@ -123,13 +125,15 @@ def find_weights(patcher: ModelPatcher, lanes: list[Lane],
     if owner is None:
         return patcher, None
     try:
-        if same_modules(patcher, owner):
+        if same_modules(as_patches(patcher), as_patches(owner)):
             return owner, row_adapter(patcher, owner, hooked)
         reason = "the clones differ in more than the patches of their weights"
     except NotRowwise as error:
         reason = str(error)
-    logging.info("GCFG: a second copy of the weights is made for this run, because %s.", reason)
-    return with_own_weights(patcher), None
+    own, new = with_own_weights(patcher)
+    if new:
+        logging.info("GCFG: a second copy of the weights is made and kept, because %s.", reason)
+    return own, None
 
 
 def needs_pairs(options: dict, owner: ModelPatcher) -> bool:

@@ -15,6 +15,7 @@ from ...nulltext.differences import Dense
 from ...nulltext.row_changes import NORMS, Added, LayerChange, additive
 from ...nulltext.rowwise import RowAdapter
 from .. import KEY
+from .bypass import as_patches
 from .unmerged import NotRowwise, unmerged
 
 __all__ = ["NotRowwise", "row_adapter"]
@@ -28,7 +29,7 @@ LARGEST = 0.5
 
 
 def row_adapter(clone: ModelPatcher, owner: ModelPatcher, hooked: bool = False) -> RowAdapter:
-    """What makes the owner's weights the clone's, as an adapter for rows.
+    """What makes the owner's weights the clone's, as an adapter for rows; bypass LoRAs of both count.
 
     Args:
         hooked: LoRA hooks may change the owner's weights during the run. The host adds them to the clone's, too, so
@@ -38,10 +39,11 @@ def row_adapter(clone: ModelPatcher, owner: ModelPatcher, hooked: bool = False) 
         NotRowwise: a patch has another shape than its weight or reaches outside the layers, or the change is about as
             large as the model.
     """
-    made_for = (clone.model, clone.patches_uuid, owner.patches_uuid, hooked)
+    injected = [i for patcher in (clone, owner) for listed in patcher.injections.values() for i in listed]
+    made_for = (clone.model, clone.patches_uuid, owner.patches_uuid, injected, hooked)
     kept = clone.attachments.get(KEPT)
     if kept is None or kept[0] != made_for:
-        kept = made_for, _Differences(clone, owner, hooked).adapter()
+        kept = made_for, _Differences(as_patches(clone), as_patches(owner), hooked).adapter()
         clone.set_attachments(KEPT, kept)  # for the next run with the same inputs
     return kept[1]
 
@@ -112,10 +114,20 @@ class _Differences:
     def merged(self, patcher: ModelPatcher, key: str, patches: Sequence | None = None) -> Tensor:
         """A weight with a MODEL's patches as the host merges them, float32."""
         weight, convert = self.original(key)
-        device = comfy.model_management.get_torch_device()
-        whole = convert(comfy.model_management.cast_to_device(weight, device, torch.float32, copy=True), inplace=True)
+        whole = self._whole(key, weight, convert)
         patches = patcher.patches.get(key, []) if patches is None else patches
         return comfy.lora.calculate_weight(list(patches), whole, key, original_weights={key: [(weight, convert)]})
+
+    def _whole(self, key: str, weight: Tensor, convert: Callable) -> Tensor:
+        """A weight of any storage in float32, without patches; layers of GGUF packs dequantize their own."""
+        device = comfy.model_management.get_torch_device()
+        dequantize = getattr(self.owner.model.get_submodule(key.rpartition(".")[0]), "get_weight", None)
+        if dequantize is None or type(weight) in (Tensor, nn.Parameter):
+            whole = comfy.model_management.cast_to_device(weight, device, torch.float32, copy=True)
+            return convert(whole, inplace=True)
+        own = weight.to(device)
+        own.patches = []  # those of the MODEL that is loaded
+        return dequantize(own, torch.float32)
 
     def original(self, key: str) -> tuple[Tensor, Callable]:
         """A weight as it was loaded, wherever the host keeps it while patches are merged, and what dequantizes it."""

@@ -161,8 +161,26 @@ def test_in_half_precision(tiny, prompts):
     assert (result - exact).std() < 1.5 * (expected - exact).std()
 
 
-def test_injections_are_refused(tiny, base, prompts):
-    """As bypass LoRA loaders add them: they reach into the module that both clones share."""
+@pytest.mark.skipif(not hasattr(comfy.sd, "load_bypass_lora_for_models"), reason="this ComfyUI has no bypass loader")
+@pytest.mark.parametrize(("on_base", "on_concept"), [(None, 3), (4, None), (4, 3)])
+def test_bypass_loras_run_on_rows(tiny, base, prompts, on_base, on_concept):
+    positive, negative = prompts
+
+    def given(model, seed, load):
+        return model if seed is None else load(model, None, tiny.lora(model, seed), 0.8, 0.0)[0]
+    pair = [given(base, seed, comfy.sd.load_bypass_lora_for_models) for seed in (on_base, on_concept)]
+    apart = [given(tiny.sd15(1), seed, comfy.sd.load_lora_for_models) for seed in (on_base, on_concept)]
+    plain = gcfg(base, positive, negative, tiny.latent())
+    with counted(base) as calls:
+        result = gcfg(pair[0], positive, negative, tiny.latent(), pair[1])
+    assert calls == [(0, 3)] * 4
+    assert relative(result, gcfg(apart[0], positive, negative, tiny.latent(), apart[1])) < 1e-4
+    assert relative(result, plain) > 0.01
+    assert torch.equal(gcfg(base, positive, negative, tiny.latent()), plain)
+
+
+def test_other_injections_are_refused(tiny, base, prompts):
+    """They reach into the module that both clones share."""
     positive, negative = prompts
     clone = base.clone()
     clone.set_injections("bypass", [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)])

@@ -1,5 +1,6 @@
 """Every kind of patch that the host's loaders make, on rows of one batch: equal to the same patch merged."""
 
+import comfy.model_management
 import comfy.sd
 import comfy.weight_adapter as kinds
 import pytest
@@ -210,6 +211,28 @@ def test_a_change_as_large_as_the_model_becomes_a_copy(tiny, base, prompts, capl
     assert calls == [(0, 1), (0, 2)] * 4  # the copy brings the counter along
     assert sum("second copy of the weights" in r.message for r in caplog.records) == 1
     assert relative(result, gcfg(base, positive, negative, tiny.latent(), merge(tiny.sd15(1)))) < 1e-5
+
+
+def test_a_copy_is_made_once_as_long_as_the_inputs_stay(tiny, base, prompts, caplog):
+    positive, negative = prompts
+    merged = merge(base)
+
+    def run(model=merged, on=base):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            made = gcfg(on, positive, negative, tiny.latent(), model)
+        return made, sum("second copy of the weights" in r.message for r in caplog.records)
+    first, copies = run()
+    gcfg(base, positive, negative, tiny.latent(), tiny.sd15(2))  # the host may unload it meanwhile
+    comfy.model_management.unload_all_models()
+    again, more = run()
+    assert (copies, more) == (1, 0) and torch.equal(first, again)
+    assert run(merged.clone())[1] == 0
+    other = loaded(merged, "lora")
+    assert run(other)[1] == 1 and run(other)[1] == 0
+    perturbed = merged.clone()
+    perturbed.set_model_attn1_replace(lambda q, k, v, extra_options: v, "middle", 0)
+    assert run(perturbed)[1] == 1
 
 
 def test_an_adapter_is_prepared_once_as_long_as_the_patches_stay(tiny, base, prompts):

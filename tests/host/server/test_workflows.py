@@ -10,6 +10,7 @@ from PIL import Image
 
 from harness import workflow
 from harness.find import PACK
+from harness.models import transformers
 from harness.server.browser import browse
 
 pytestmark = pytest.mark.server
@@ -39,6 +40,23 @@ def run(server, title):
     outputs = server.queue(tiny(server, title))["outputs"].values()
     (saved,) = (image for output in outputs for image in output.get("images", []) if image["type"] == "output")
     return Image.open(io.BytesIO(server.image(saved))).convert("RGB")
+
+
+TRANSFORMERS = [title for title in TITLES if not workflow.loads_a_checkpoint(read(title))]
+
+
+@pytest.mark.parametrize("title", [pytest.param(title, marks=pytest.mark.slow if "Z-Image" in title else ())
+                                   for title in TRANSFORMERS])
+def test_makes_an_image_with_a_transformer(server, title):
+    """On genuine files of its family by the stock loaders; its text encoder has no small form, so a data set speaks."""
+    if "LoadTrainingDataset" not in server.request("/object_info"):
+        pytest.skip("this ComfyUI loads no conditionings from a data set")
+    graph = transformers.adapt(read(title), transformers.family_of(read(title)))
+    (saved,) = (image for output in server.queue(graph)["outputs"].values() for image in output["images"])
+    image = Image.open(io.BytesIO(server.image(saved)))
+    assert image.size == (64, 64) and getattr(image, "n_frames", 1) == (5 if saved["filename"].endswith("webp") else 1)
+    low, high = image.convert("L").getextrema()
+    assert high - low > 10
 
 
 LONG = [title for title in TITLES if "GCFGTuneWords" in workflow.kinds(read(title))]

@@ -113,6 +113,11 @@ class Family:
     passes: int = 1
     cross_attention: str = ""
 
+    @property
+    def trains(self) -> bool:
+        """Whether training reads its latents: one tensor."""
+        return not isinstance(self.latent[0], tuple)
+
     def model(self, seed: int = 0, dtype: torch.dtype = torch.float32):
         """A ModelPatcher with random weights."""
         real = getattr(comfy.supported_models, self.config)

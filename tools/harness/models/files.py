@@ -58,7 +58,7 @@ def write_models(models: Path, seed: int = 0) -> ModelFiles:
 
 def checkpoint(seed: int) -> dict[str, torch.Tensor]:
     """UNet, text encoder and autoencoder under the names of a Stable Diffusion 1.5 checkpoint."""
-    text = _overlapping(shapes.clip_l(), seed)
+    text = overlapping(shapes.clip_l(), seed)
     weights = {f"model.diffusion_model.{name}": tensor for name, tensor in unet(seed).items()}
     weights |= {f"cond_stage_model.{name}": tensor for name, tensor in text.items()}
     return weights | {f"first_stage_model.{name}": tensor for name, tensor in autoencoder(seed).items()}
@@ -66,14 +66,14 @@ def checkpoint(seed: int) -> dict[str, torch.Tensor]:
 
 def full_clip(seed: int) -> dict[str, torch.Tensor]:
     """A whole CLIP-L under the names of its authors' file: both encoders and their projections."""
-    text = {name.removeprefix("transformer."): tensor for name, tensor in _overlapping(shapes.clip_l(), seed).items()}
-    return text | _overlapping(shapes.vision_l(), seed)
+    text = {name.removeprefix("transformer."): tensor for name, tensor in overlapping(shapes.clip_l(), seed).items()}
+    return text | overlapping(shapes.vision_l(), seed)
 
 
 def unet(seed: int) -> dict[str, torch.Tensor]:
     """A UNet alone, as UNETLoader takes it."""
     table = shapes.unet()
-    weights = _overlapping(table, seed)
+    weights = overlapping(table, seed)
     weights |= {name: draw(name, table[name], seed).half() for name in rewritten(table)}
     pass_input_through(weights)
     return weights
@@ -81,12 +81,12 @@ def unet(seed: int) -> dict[str, torch.Tensor]:
 
 def controlnet(seed: int) -> dict[str, torch.Tensor]:
     """A ControlNet for ``unet``."""
-    return _overlapping(shapes.controlnet(), seed)
+    return overlapping(shapes.controlnet(), seed)
 
 
 def autoencoder(seed: int) -> dict[str, torch.Tensor]:
     """A TAESD whose images lie around middle grey and whose latents lie around one."""
-    weights = _overlapping(shapes.taesd(), seed)
+    weights = overlapping(shapes.taesd(), seed)
     last = weights["taesd_decoder.19.weight"]
     weights["taesd_decoder.19.weight"] = 2.0 * (last - last.mean(dim=(1, 2, 3), keepdim=True))
     weights["taesd_decoder.19.bias"] += 0.5
@@ -120,7 +120,7 @@ def adapter(seed: int, rank: int = 4) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _overlapping(table: shapes.Shapes, seed: int) -> dict[str, torch.Tensor]:
+def overlapping(table: shapes.Shapes, seed: int) -> dict[str, torch.Tensor]:
     """Half precision weights for ``table``; the large ones share buffers, one for each power of two as gain."""
     large = {name: shape for name, shape in table.items() if math.prod(shape) > _LARGE}
     weights = {name: draw(name, shape, seed).half() for name, shape in table.items() if name not in large}
