@@ -34,7 +34,8 @@ from the host's own classes, with random weights.
 * **adapters**: low-rank weights on all these layers are saved and loaded by Save and Load Concept Model and, as a stock
   LoRA, by ComfyUI's own loader (1e-4).
 * **training**: a LoRA under the empty prompt learns on the host's own forward and backward pass, and its file gives
-  what was learned (1e-3).
+  what was learned (1e-3). `no`: the network writes into what its backward pass reads, goes through layers of ComfyUI
+  that training does not know, or has latents of several tensors.
 
 `-`: this ComfyUI does not have the family.
 
@@ -44,8 +45,9 @@ Not in the table: Mochi, whose network has no small form, and models of sound or
 
 Of every kind of patch (LoRA and LoCon, LoHa, LoKr, GLoRA, OFT and BOFT, DoRA, full differences, `set`, slices of fused
 weights, norms and biases) `tests/host/sampling/test_patch_kinds.py` shows that rows equal merged weights (1e-4); on
-layers in fp8, mxfp8, nvfp4 and int8 `tests/host/sampling/test_quantized.py` shows it against the dequantized weights.
-LoRA, LoHa and LoKr of bypass loaders run on rows as well; other kinds of them are refused. A change about as large as the
+layers in fp8, mxfp8, nvfp4 and int8 `tests/host/sampling/test_quantized.py` shows it against the dequantized weights,
+on those of ComfyUI-GGUF (Q8_0, Q4_0) `tests/host/beside/test_gguf.py`.
+LoRA, LoHa and LoKr of bypass loaders run on rows, too; other kinds of them are refused. A change about as large as the
 model, of a weight's shape, or of something that is no layer gets a copy of the weights, made once and kept while the
 inputs stay the same, and the log says so.
 

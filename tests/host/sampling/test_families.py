@@ -164,13 +164,16 @@ def test_adapters_are_saved_and_loaded(family, tmp_path):
     assert relative(flat(expected), flat(stock(base, positive, negative, latent, CONTROL, **SHARED))) > 0.01
 
 
-def test_training_learns(family):
+def test_training_learns(family, request):
     """A LoRA under the empty prompt: a prediction moves to where it is led, and the file gives that prediction."""
-    if not family.trains:
-        pytest.xfail("its latents are several tensors, which training does not read")
+    if family.untrained:
+        request.applymarker(pytest.mark.xfail(reason=family.untrained, strict=False))
     base, empty = family.model(1), family.conditioning(0)
     gen = torch.Generator().manual_seed(2)
-    x, target = (torch.randn((1, *family.latent), generator=gen) for _ in range(2))
+    size = (1, *family.latent)
+    if base.get_model_object("latent_format").latent_dimensions > len(size) - 2:
+        size = (*size[:2], 1, *size[2:])  # a still, as the host's sampler makes it for networks of videos
+    x, target = (torch.randn(size, generator=gen) for _ in range(2))
     sigma = torch.tensor([0.5])
     with torch.inference_mode(False), torch.enable_grad(), network.differentiable():
         form = empty_prompt.EmptyPrompt(base, empty, Settings(method="LoRA", rank=2), Plan(checkpointing=False),
@@ -187,7 +190,7 @@ def test_training_learns(family):
         trained = form.lora(form.parameters)
     assert losses[-1] < 0.99 * losses[0]
     made = comfy.sd.load_lora_for_models(base, None, trained, 1.0, 0.0)[0]
-    with torch.inference_mode():
+    with torch.inference_mode(), network.differentiable():
         again = empty_prompt.EmptyPrompt(made, empty, Settings(method="LoRA", rank=2), Plan(checkpointing=False),
                                          torch.device("cpu")).predicted(x, sigma)
     assert relative(again, after) < 1e-3 < relative(before, after)
