@@ -1,5 +1,6 @@
 """A subject's run: it learns, goes on to the bit, and its files do in stock nodes what the trained MODEL does."""
 
+import os
 import stat
 
 import comfy.sample
@@ -122,7 +123,10 @@ def test_stock_nodes_give_the_latents_of_the_trained_model(tiny, train, folders,
     tensors, metadata = checkpoint.read(folders["embeddings"] / "joe.safetensors")
     assert set(tensors) == {"clip_l"} | ({"clip_g"} if family == "sdxl" else set())
     assert "subject: 4 steps on 4 pictures" in metadata["gcfg.made_by"]
-    assert stat.S_IMODE((folders["embeddings"] / "joe.safetensors").stat().st_mode) & 0o400
+    umask = os.umask(0)
+    os.umask(umask)
+    written = [path for folder in folders.values() for path in folder.iterdir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o666 & ~umask}
 
 
 @pytest.mark.parametrize("method", ["K and V", "LoRA", "rows"])
