@@ -1,6 +1,9 @@
 """Beside the patches and guiders that people already use, before and after ours."""
 
+import copy
+
 import comfy.context_windows as context_windows
+import comfy.samplers
 import pytest
 import torch
 from comfy_extras import nodes_apg, nodes_freelunch, nodes_model_advanced, nodes_pag, nodes_perpneg, nodes_tcfg
@@ -63,6 +66,37 @@ def test_post_cfg_functions_run_once_a_step_on_the_combined_result(tiny, base, c
     assert relative(seen[0], base_only[0]) > 1e-3
 
 
+def in_place(args):
+    args["conds_out"][1].mul_(0.8)
+    return args["conds_out"]
+
+
+def by_copy(args):
+    cond, uncond = args["conds_out"]
+    return [cond, 0.8 * uncond]
+
+
+def with_copied_options(args):
+    """As two packs run the model once more, with a copy of everything that hangs on it."""
+    options = copy.deepcopy(args["model_options"])
+    again = comfy.samplers.calc_cond_batch(args["model"], args["conds"], args["input"], args["timestep"], options)
+    return [args["conds_out"][0], 0.8 * again[1]]
+
+
+@pytest.mark.parametrize("change", [in_place, with_copied_options])
+def test_pre_cfg_functions_change_the_hosts_guidance_alone(tiny, base, concept, prompts, change):
+    """Changed in place, the recipe's own D_0 went along: up to 32 -> 0. Copied options copied the run: crash -> 0."""
+    positive, negative = prompts
+    links = [Link(model=concept, scale=1.5), Link(conditioning=tiny.conditioning(3), scale=0.5)]
+    results = []
+    for function in (by_copy, change):
+        clone = base.clone()
+        clone.set_model_sampler_pre_cfg_function(function)
+        results.append(stock(apply(clone, links), positive, negative, tiny.latent()))
+    assert relative(*results) < 1e-5
+    assert relative(results[0], stock(apply(base, links), positive, negative, tiny.latent())) > 0.01
+
+
 def test_a_patch_that_knows_two_roles_only(tiny, base, concept, prompts):
     positive, negative = prompts
     seen = []
@@ -97,7 +131,6 @@ def test_model_function_wrapper_sees_two_roles(tiny, base, prompts):
 
 def test_a_pack_that_replaces_the_batch(tiny, base, concept, prompts):
     """The single slot sampler_calc_cond_batch_function is somebody else's: the recipe still gets what it needs."""
-    import comfy.samplers
     positive, negative = prompts
     links = [Link(model=concept, scale=1.5), Link(conditioning=tiny.conditioning(3), scale=0.5)]
     patched = apply(base, links)

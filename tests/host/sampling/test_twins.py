@@ -274,6 +274,17 @@ def test_easycache_keeps_lanes_apart(tiny, base, prompts):
     assert 2 <= counts[1] < counts[0]  # it does skip
 
 
+def test_lazycache_skips_whole_steps_with_their_guidances(tiny, base, twin, prompts):
+    easycache = pytest.importorskip("comfy_extras.nodes_easycache")
+    positive, negative, _ = prompts
+    cached, results = call(easycache.LazyCacheNode, base, 1e9, 0.2, 0.9, False)[0], []
+    latent, options = tiny.latent(height=16, width=16), dict(steps=8, scheduler="normal")
+    steps = passes(base, lambda: results.append(stock(cached, positive, negative, latent, **options)))
+    patched = apply(cached, [Link(model=twin, scale=3.0)])
+    assert passes(twin, lambda: results.append(stock(patched, positive, negative, latent, **options))) == steps < 8
+    assert relative(*results) < 1e-4
+
+
 # --- what the model of a guidance carries -----------------------------------------------------------------------------
 
 
