@@ -94,6 +94,9 @@ class Bench:
         only_one = apply(self.base, [Link(conditioning=more[0], scale=0.0)])
         self.variants["GCFG 1 guidance"] = (lambda: self.sample(only_one), alone, ())
         self.variants["three separate calls (the paper's code)"] = (self.separate, both, ())
+        for rows in range(3, 6):
+            self.variants[f"bare forwards, batch {rows}"] = (
+                lambda rows=rows: self.bare(((self.base, rows),)), alone, ())
         self.variants["bare forwards, batch 2 + 1"] = (lambda: self.bare(((self.base, 2), (self.second, 1))), both, ())
 
     def sample(self, model):

@@ -1,4 +1,12 @@
-"""One step of a recipe: what the host asks for and what the recipe needs, predicted together and added up."""
+"""One step of a recipe: what the host asks for and what the recipe needs, predicted together and added up.
+
+    predict_noise        the host's prediction, with this step in its way:
+      calc_cond_batch      its batch, joined by the rows that the plan of this noise level needs;
+        predict              each set of weights and patches once, the base's last (predict.py);
+      finish               first of its post-CFG functions: D = the host's result + the plan's terms (combine).
+
+What lasts for a run is in run.py; whose weights, patches and conditionings a row has, in lanes.py and conditionings.py.
+"""
 
 from __future__ import annotations
 
