@@ -65,6 +65,15 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def saying(what: str, remedy: str) -> Iterator[None]:
+    """Within, an error of the operating system is a sentence: ``what`` cannot be written, why, and a ``remedy``."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{what} cannot be written ({error.strerror or error}); {remedy}.") from error
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a UTF-8 text file in one step."""
     with replacing(path) as file:

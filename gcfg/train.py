@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", type=Path, help="a TOML file, such as the config.toml of a run's folder")
     parser.add_argument("--checkpoint", default="", help="file of the base model, in place of that of the settings")
     parser.add_argument("--folder", default="", help="folder of the pictures, in place of that of the settings")
+    parser.add_argument("--output", default="", help="folder of the run's folder, in place of that of the settings")
+    parser.add_argument("--target-steps", type=int, default=0, help="steps in all, in place of those of the settings")
     parser.add_argument("--comfyui", default="", help="folder of ComfyUI (default: found)")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU")
 
@@ -49,10 +51,11 @@ def launch(arguments: argparse.Namespace, form: type, trainer: str) -> None:
 
     here = arguments.settings.resolve().parent
     settings = located(files.read(arguments.settings, form), here)
-    named = {name: str(Path(path).expanduser().resolve()) for name in ("checkpoint", "folder")
+    named = {name: str(Path(path).expanduser().resolve()) for name in ("checkpoint", "folder", "output")
              if (path := getattr(arguments, name))}
     goes_on = (here / "states").is_dir()
-    settings = replace(settings, **named | ({"output": str(here.parent)} if goes_on else {}))
+    named |= {"output": str(here.parent)} if goes_on else {}
+    settings = replace(settings, **named, target_steps=arguments.target_steps or settings.target_steps)
     if not settings.checkpoint or not Path(settings.checkpoint).is_file():
         raise FileNotFoundError(f"the base model '{settings.checkpoint}' is not there; name the file of a checkpoint "
                                 f"with --checkpoint, or as 'checkpoint' in {arguments.settings.name}.")

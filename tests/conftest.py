@@ -6,8 +6,11 @@ module ``nodes``. The packages that tests import are therefore loaded by locatio
 
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,3 +37,19 @@ from harness.find import load_package  # noqa: E402
 
 if (ROOT / "gcfg" / "__init__.py").is_file():
     load_package("gcfg", ROOT / "gcfg")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """The folder of a real disk of eight megabytes, which other files can fill; skipped where none may be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    try:
+        made = subprocess.run(options, capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"no disk can be mounted ({error})")
+    if made.returncode:
+        pytest.skip(f"no disk can be mounted ({made.stderr.strip()})")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

@@ -13,7 +13,7 @@ METHODS = ("full", "LoRA")
 CROPS = ("buckets", "square")
 SCHEDULES = ("constant", "cosine")
 TIMESTEPS = ("uniform", "logit-normal")
-OPTIMIZERS = ("auto", "adamw", "adamw 8-bit", "adafactor")
+OPTIMIZERS = ("auto", "adamw", "adamw 8-bit", "adafactor", "lion", "prodigy")
 PRECISIONS = ("auto", "float32", "bfloat16")
 MEMORY = ("auto", "24 GB", "16 GB", "12 GB", "8 GB")
 _CHOICES = {"method": METHODS, "crop": CROPS, "schedule": SCHEDULES, "timesteps": TIMESTEPS,
@@ -46,7 +46,7 @@ class Settings:
             convolution layers.
         rank: of the LoRA.
         memory: how much GPU memory to plan for.
-        learning_rate: 1e-5 for "full"; 1e-4 suits "LoRA".
+        learning_rate: 1e-5 for "full"; 1e-4 suits "LoRA". A third of that for "lion", 1 for "prodigy".
         batch: pictures per optimizer step, over all micro-batches and processes.
         ema: keep a moving average of the weights, which is what is exported.
         ema_decay: of the average, reached after a warm-up.
@@ -132,6 +132,9 @@ class Settings:
                 raise SettingsError(f"{field.name} is {value}; it must be a number from 0.")
         if not self.learning_rate:
             raise SettingsError("learning_rate is 0, with which nothing is learned; 1e-5 is usual.")
+        if self.optimizer == "prodigy" and self.learning_rate < 0.01:
+            raise SettingsError(f"learning_rate is {self.learning_rate}; prodigy finds the rate itself and multiplies "
+                                "it by this number: set it to 1.")
         if not 0.0 <= self.ema_decay < 1.0:
             raise SettingsError(f"ema_decay is {self.ema_decay}; it must be below 1.")
         if self.resolution % 64:

@@ -1,11 +1,12 @@
 """Optimizers, stochastic rounding, the average, low-rank pairs."""
 
-import importlib.util
+import sys
 
 import pytest
 import torch
 from torch import nn
 
+from gcfg.training.settings import Settings, SettingsError
 from gcfg.training.weights import average, low_rank, optimizers
 
 from .conftest import Network
@@ -59,12 +60,50 @@ def test_state_goes_on_exactly(kind, dtype):
     assert torch.equal(parameter, whole)
 
 
-def test_8_bit_without_bitsandbytes_says_what_to_do():
-    if importlib.util.find_spec("bitsandbytes"):
-        pytest.skip("bitsandbytes is installed")
-    assert not optimizers.has_8_bit()
-    with pytest.raises(ImportError, match="pip install bitsandbytes, or choose"):
-        stepped("adamw 8-bit")
+@pytest.mark.parametrize("kind", optimizers.PACKAGES)
+def test_a_missing_package_says_what_to_do(kind, monkeypatch):
+    module, name = optimizers.PACKAGES[kind]
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=f"'{kind}' needs .* pip install {name}, or choose"):
+        stepped(kind)
+
+
+@pytest.mark.parametrize("kind", ["lion", "prodigy"])
+def test_optimizers_of_other_packages_go_on_exactly(kind):
+    pytest.importorskip(optimizers.PACKAGES[kind][0])
+    rate = 1.0 if kind == "prodigy" else 1e-2
+    whole, _ = stepped(kind, 40, rate=rate)
+    parameter, first = stepped(kind, 20, rate=rate)
+    second = optimizers.Optimizer({"w": parameter}, kind, 1e-2, seed=0)
+    second.load({name: tensor.clone() for name, tensor in first.tensors().items()})
+    for step in range(20, 40):
+        parameter.grad = torch.sin(parameter.detach() * 3)
+        second.step(step, rate)
+    assert torch.equal(parameter, whole) and whole.abs().mean() < 0.9 * torch.linspace(-1, 1, 24).abs().mean()
+    assert abs(first.size() - sum(tensor.nbytes for tensor in first.tensors().values())) < 120
+
+
+def test_prodigy_sees_all_weights_at_once():
+    with pytest.raises(SettingsError, match="set precision to float32 and switch fused_backward off"):
+        stepped("prodigy", dtype=torch.bfloat16)
+    with pytest.raises(SettingsError, match="fused_backward off"):
+        optimizers.Optimizer({"w": nn.Parameter(torch.ones(2))}, "prodigy", 0.0, 0, apart=True)
+    with pytest.raises(SettingsError, match="learning_rate is 1e-05; prodigy finds the rate itself.*set it to 1"):
+        Settings(optimizer="prodigy")
+
+
+def test_weights_together_are_weights_apart():
+    def trained(apart):
+        parameters = {name: nn.Parameter(torch.linspace(-1, 1, size).view(2, -1)) for name, size in
+                      {"a": 12, "b": 20, "without gradient": 4}.items()}
+        optimizer = optimizers.Optimizer(parameters, "adamw", 1e-2, seed=0, apart=apart)
+        for step in range(4):
+            for name in "ab":
+                parameters[name].grad = torch.sin(parameters[name].detach() * 3)
+            optimizer.step(step, 1e-2)
+        return {**{n: p.detach() for n, p in parameters.items()}, **optimizer.tensors()}
+    one, other = trained(True), trained(False)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_stochastic_rounding_keeps_small_updates():

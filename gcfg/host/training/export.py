@@ -67,9 +67,8 @@ class Export:
                 self._numbered(step)
             self._readme(step)
         except OSError as error:
-            raise OSError(error.errno, f"the concept model could not be written to {self.place.path} "
-                                       f"({error.strerror or error}); the state of step {step} is saved. Free some "
-                                       "space and start again") from error
+            raise OSError(f"the concept model could not be written to {self.place.path} ({error.strerror or error}); "
+                          f"the state of step {step} is saved. Free some space and start again.") from error
 
     def model(self, step: int) -> ModelPatcher:
         """The concept MODEL as it is now, after ``step`` steps."""

@@ -96,14 +96,14 @@ def cache(source: Source, folder: str | Path, autoencoder: str, encode: Encode,
 
     Raises:
         ValueError: no usable picture.
+        OSError: latents cannot be written; those that are stay.
     """
     name = hashlib.sha256(repr((autoencoder, source.resolution, source.square, source.flip)).encode()).hexdigest()[:16]
     place, paths = Path(folder) / name, pictures.files(source.folder)
-    place.mkdir(parents=True, exist_ok=True)
-    files.clear_remains(place, older_than=3600.0)
     root = Path(source.folder).expanduser()
     found, skipped = [], []
-    with _Index(place) as index:
+    with files.saying(f"the latents in {place}", "free some space, or choose another output folder, and start again: "
+                                                 "what is encoded stays"), _Index(place) as index:
         for number, path in enumerate(paths, 1):
             file = path.relative_to(root).as_posix()
             try:
@@ -133,14 +133,18 @@ class _Index:
         self.known: dict[str, dict] = {}
 
     def __enter__(self) -> _Index:
-        if (self.place / INDEX).exists():
-            for line in (self.place / INDEX).read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    entry = json.loads(line)
-                    self.known[entry.pop("key")] = entry
-                except (ValueError, KeyError, AttributeError, TypeError):  # cut short
-                    continue
-        self.file = open(self.place / INDEX, "a", encoding="utf-8")
+        self.place.mkdir(parents=True, exist_ok=True)
+        files.clear_remains(self.place, older_than=3600.0)
+        self.file = open(self.place / INDEX, "a+b", buffering=0)
+        self.file.seek(0)
+        text = self.file.read().decode("utf-8", errors="replace")
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+                self.known[entry.pop("key")] = entry
+            except (ValueError, KeyError, AttributeError, TypeError):  # cut short
+                continue
+        self._cut = not ("\n" + text).endswith("\n")
         return self
 
     def __exit__(self, *_) -> None:
@@ -151,8 +155,8 @@ class _Index:
 
     def add(self, key: str, entry: dict) -> dict:
         self.known[key] = entry
-        self.file.write(json.dumps({"key": key, **entry}) + "\n")
-        self.file.flush()
+        line = ("\n" if self._cut else "") + json.dumps({"key": key, **entry}) + "\n"
+        self._cut = self.file.write(line.encode()) < len(line)  # json is ASCII
         return entry
 
     def content_of(self, path: Path) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,23 +45,25 @@ class RunFolder:
             OSError: the folder cannot be written.
         """
         self._make()
-        try:
-            lock = FileLock(self.path / ".lock").acquire(timeout=0.0)
-        except Timeout:
-            raise RuntimeError(f"another process is training the run in {self.path}; wait for it or stop it, or choose "
-                               "another run_name.") from None
+        with self._writing():
+            try:
+                lock = FileLock(self.path / ".lock").acquire(timeout=0.0)
+            except Timeout:
+                raise RuntimeError(f"another process is training the run in {self.path}; wait for it or stop it, or "
+                                   "choose another run_name.") from None
         with lock:
             for folder in (self.path, self.states, self.previews):
                 files.clear_remains(folder)
             yield
 
     def _make(self) -> None:
-        try:
+        with self._writing():
             for folder in (self.path, self.states, self.previews):
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(error.errno, f"the run's folder {self.path} cannot be written ({error.strerror}); make it "
-                                       "writable, free some space, or choose another output folder") from error
+
+    def _writing(self) -> AbstractContextManager:
+        return files.saying(f"the run's folder {self.path}",
+                            "make it writable, free some space, or choose another output folder")
 
     def settings(self, form: type[Settings] = Settings) -> Settings | None:
         """The settings that the run was begun with, None for a new run."""
@@ -81,7 +82,8 @@ class RunFolder:
                                 "choose another run_name, or set these back.")
         paths = {name: self._relative(getattr(settings, name)) or (getattr(before, name) if before else "")
                  for name in settings.PATHS if name != "output"}
-        files.write_text(self.config, replace(settings, output="", **paths).to_toml())
+        with self._writing():
+            files.write_text(self.config, replace(settings, output="", **paths).to_toml())
 
     def _relative(self, path: str) -> str:
         """A path as seen from the run's folder, so that a whole tree can move; several of them apart by commas."""
@@ -109,18 +111,19 @@ class RunFolder:
         text = (f"a save takes {gigabytes(size)}, {gigabytes(size * (keep + 1))} with keep = {keep} and the one in "
                 "writing")
         if missing > free:
-            raise OSError(errno.ENOSPC, f"{text}, but only {gigabytes(free)} are free for {self.states}. Free some "
-                                        "space, lower keep, or choose a LoRA, a smaller optimizer or no average")
+            raise OSError(f"{text}, but only {gigabytes(free)} are free for {self.states}. Free some space, lower keep, "
+                          "or choose a LoRA, a smaller optimizer or no average.")
         return text + f"; {gigabytes(free)} are free."
 
     def write_table(self, history: Tensor) -> None:
         """loss.csv of a whole history (steps, columns)."""
         rows = [COLUMNS, *map(_cells, history.tolist())]
-        files.write_text(self.table, "".join(",".join(row) + "\n" for row in rows))
+        with self._writing():
+            files.write_text(self.table, "".join(",".join(row) + "\n" for row in rows))
 
     def append(self, row: list[float]) -> None:
         """One more line of loss.csv."""
-        with open(self.table, "a", newline="", encoding="utf-8") as file:
+        with self._writing(), open(self.table, "a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(_cells(row))
 
     def write_curve(self, history: Tensor) -> None:

@@ -27,6 +27,7 @@ ADVICE = {
     Diverged: "Lower learning_rate, or remove the pictures that are named.",
     OutOfMemory: "Choose a smaller memory preset, a LoRA, a smaller batch or a lower resolution in a new run.",
     LatentsGone: "Start again: what is missing is encoded anew.",
+    OSError: "Start again then.",
 }
 """What to do about a failure."""
 HELD_OUT_LEVELS = 4
@@ -52,7 +53,8 @@ class Training:
         self.step, self.saved_at = 0, None
         self.record = Recorder(folder, distributed.rank() == 0, settings.tensorboard)
         self.loader = Loader(latents, settings, task.device)
-        self.optimizer = Optimizer(task.parameters, plan.optimizer, settings.weight_decay, settings.seed)
+        self.optimizer = Optimizer(task.parameters, plan.optimizer, settings.weight_decay, settings.seed,
+                                   settings.fused_backward)
         self.average = Average(task.parameters, settings.ema_decay if settings.ema else 0.0, plan.ema_on_cpu)
         self.stepper = Stepper(task, self.loader, self.optimizer, settings, plan)
 
@@ -113,7 +115,9 @@ class Training:
         try:
             yield
         except Exception as error:
-            if self.stepper.whole:
+            if distributed.rank() > 0 and not self.stepper.together:
+                where = "The run goes on from its last save."  # which the first process knows
+            elif self.stepper.whole:
                 where = f"The state of step {self.step} is saved ({self.save()})."
             else:
                 where = f"The run goes on {self._goes_on()}."

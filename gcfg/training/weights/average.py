@@ -32,9 +32,16 @@ class Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """After optimizer step ``step``."""
-        d = decay_at(step, self.decay)
+        d, values, weights = decay_at(step, self.decay), [], []
         for name, value in self.values.items():
-            value.lerp_(self.parameters[name].detach().to(value), 1.0 - d)
+            weight = self.parameters[name].detach()
+            if weight.device == value.device and weight.dtype == value.dtype:
+                values.append(value)
+                weights.append(weight)
+            else:  # one at a time: no second copy of all weights
+                value.lerp_(weight.to(value), 1.0 - d)
+        if values:
+            torch._foreach_lerp_(values, weights, 1.0 - d)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         for name, value in self.values.items():

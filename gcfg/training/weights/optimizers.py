@@ -1,11 +1,12 @@
-"""Optimizers for weights in float32 or bfloat16, one weight at a time.
+"""Optimizers for weights in float32 or bfloat16.
 
-Every weight has an optimizer of its own, so that a step needs the float32 form of one weight only, and a fused backward
-pass can update a weight as soon as its gradient is there.
+Weights in float32 share an optimizer. Those in bfloat16 have one each, so that a step needs the float32 form of one
+weight only; and so have all in a fused backward pass, which updates a weight as soon as its gradient is there.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..randomness import seed_of
+from ..settings import SettingsError
 
 
 def has_8_bit() -> bool:
@@ -20,23 +22,40 @@ def has_8_bit() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def make(kind: str, parameter: nn.Parameter, weight_decay: float) -> torch.optim.Optimizer:
-    """The optimizer of one weight; its rate is set before every step.
+PACKAGES = {"adamw 8-bit": ("bitsandbytes", "bitsandbytes"), "lion": ("lion_pytorch", "lion-pytorch"),
+            "prodigy": ("prodigyopt", "prodigyopt")}
+"""Optimizers of other packages: module, and name for pip."""
+BYTES = {"adamw": 8.0, "adamw 8-bit": 2.1, "adafactor": 0.1, "lion": 4.0, "prodigy": 16.0}
+"""About how much each keeps for a weight."""
+
+
+def make(kind: str, parameters: list[nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+    """An optimizer; its rate is set before every step.
 
     Args:
-        kind: "adamw" (arXiv 1711.05101), "adamw 8-bit" (arXiv 2110.02861) or "adafactor" (arXiv 1804.04235).
-        parameter: float32.
+        kind: "adamw" (arXiv 1711.05101), "adamw 8-bit" (arXiv 2110.02861), "adafactor" (arXiv 1804.04235), "lion"
+            (arXiv 2302.06675) or "prodigy" (arXiv 2306.06101).
+        parameters: float32.
+
+    Raises:
+        ImportError: its package is not installed.
     """
     if kind == "adamw":
-        return torch.optim.AdamW([parameter], lr=0.0, weight_decay=weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, lr=0.0, weight_decay=weight_decay, fused=True)
     if kind == "adafactor":  # with eps2 = 1 the rate is absolute, as AdamW's is, not relative to the weight's size
-        return torch.optim.Adafactor([parameter], lr=0.0, weight_decay=weight_decay, eps=(None, 1.0))
+        return torch.optim.Adafactor(parameters, lr=0.0, weight_decay=weight_decay, eps=(None, 1.0))
+    module, name = PACKAGES[kind]
     try:
-        import bitsandbytes
+        package = importlib.import_module(module)
     except ImportError as error:
-        raise ImportError("8-bit AdamW needs the package bitsandbytes, which is not installed: pip install "
-                          "bitsandbytes, or choose the optimizer 'adamw' or 'adafactor'.") from error
-    return bitsandbytes.optim.AdamW8bit([parameter], lr=0.0, weight_decay=weight_decay)
+        raise ImportError(f"the optimizer '{kind}' needs the package {name}, which is not installed: pip install "
+                          f"{name}, or choose the optimizer 'adamw' or 'adafactor'.") from error
+    if kind == "adamw 8-bit":
+        return package.optim.AdamW8bit(parameters, lr=0.0, weight_decay=weight_decay)
+    optimizer = {"lion": "Lion", "prodigy": "Prodigy"}[kind]
+    made = getattr(package, optimizer)(parameters, lr=1.0)
+    made.param_groups[0]["weight_decay"] = weight_decay  # Prodigy prints a line if it is given at once
+    return made
 
 
 def stochastic_round(values: Tensor, generator: torch.Generator) -> Tensor:
@@ -67,18 +86,40 @@ class Optimizer:
         parameters: float32 or bfloat16.
         kind, weight_decay: see ``make``.
         seed: of the stochastic rounding.
+        apart: whether weights are updated one by one.
+
+    Raises:
+        SettingsError: an optimizer that must see all weights at once, and cannot.
+        ImportError: see ``make``.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], kind: str, weight_decay: float, seed: int):
+    def __init__(self, parameters: Mapping[str, nn.Parameter], kind: str, weight_decay: float, seed: int,
+                 apart: bool = False):
         self.parameters, self.kind, self.seed = parameters, kind, seed
         self.masters = {name: nn.Parameter(as_matrix(p.detach()) if p.dtype == torch.float32 else
                                            torch.empty(0, device=p.device)) for name, p in parameters.items()}
-        self.optimizers = {name: make(kind, master, weight_decay) for name, master in self.masters.items()}
+        apart = apart or any(p.dtype != torch.float32 for p in parameters.values())
+        if apart and kind == "prodigy":
+            raise SettingsError("prodigy finds one rate for all weights, which must be float32 and updated together: "
+                                "set precision to float32 and switch fused_backward off, or choose another optimizer.")
+        self.shared = None if apart else make(kind, list(self.masters.values()), weight_decay)
+        self.optimizers = {name: self.shared or make(kind, [master], weight_decay)
+                           for name, master in self.masters.items()}
 
+    @torch.no_grad()
     def step(self, number: int, rate: float) -> None:
         """Update all weights by their gradients, and drop the gradients."""
-        for name in self.parameters:
-            self.step_one(name, number, rate)
+        if self.shared is None:
+            for name in self.parameters:
+                self.step_one(name, number, rate)
+            return
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                self.masters[name].grad = as_matrix(parameter.grad.contiguous())
+        self.shared.param_groups[0]["lr"] = rate
+        self.shared.step()
+        for name, parameter in self.parameters.items():
+            parameter.grad = self.masters[name].grad = None
 
     @torch.no_grad()
     def step_one(self, name: str, number: int, rate: float) -> None:
@@ -100,18 +141,25 @@ class Optimizer:
 
     def size(self) -> int:
         """About how many bytes its state has once every weight was updated."""
-        per_weight = {"adamw": 8.0, "adamw 8-bit": 2.1, "adafactor": 0.1}[self.kind]
-        return round(per_weight * sum(parameter.numel() for parameter in self.parameters.values()))
+        return round(BYTES[self.kind] * sum(parameter.numel() for parameter in self.parameters.values()))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state by "<weight>/<value>", live."""
-        return {f"{name}/{key}": torch.as_tensor(value) for name, optimizer in self.optimizers.items()
-                for key, value in optimizer.state.get(self.masters[name], {}).items()}
+        """The state by "<weight>/<value>", live; "/<value>" for what Prodigy has found out about all weights."""
+        found = {f"{name}/{key}": torch.as_tensor(value) for name, optimizer in self.optimizers.items()
+                 for key, value in optimizer.state.get(self.masters[name], {}).items()}
+        return found | {f"/{key}": torch.tensor(float(self.shared.param_groups[0][key]), dtype=torch.float64)
+                        for key in self._common()}
+
+    def _common(self) -> tuple[str, ...]:
+        return ("d", "d_max", "d_numerator", "k") if self.kind == "prodigy" else ()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what ``tensors`` gave."""
         for full, value in tensors.items():
             name, _, key = full.rpartition("/")
+            if not name:
+                self.shared.param_groups[0][key] = float(value)
+                continue
             counter = value.ndim == 0 and value.dtype == torch.int64  # some optimizers count in plain integers
             put_back = int(value) if counter else value.to(self.parameters[name].device, copy=True)
             self.optimizers[name].state[self.masters[name]][key] = put_back
