@@ -239,8 +239,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads on the CPU")
     args = parser.parse_args()
     print(f"{args.size}, latents {args.latent} x {args.latent}, batch {BATCH}, {args.steps} steps on {args.device}, "
-          f"torch {torch.__version__}\n\n| family | variant | optimizer | loop | steps a second | ours is faster by | held | "
-          "peak |\n|---|---|---|---|---|---|---|---|")
+          f"torch {torch.__version__}\n\n| family | variant | optimizer | loop | steps a second | ours is faster by | "
+          "held | peak |\n|---|---|---|---|---|---|---|---|")
     for family in args.families:
         for variant in args.variants:
             if family in ("sd15", "sdxl") or variant.startswith("LoRA"):

@@ -41,10 +41,10 @@ if (ROOT / "gcfg" / "__init__.py").is_file():
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """The folder of a real disk of eight megabytes, which other files can fill; skipped where none may be mounted."""
+    """The folder of a real disk of 32 megabytes, which other files can fill; skipped where none may be mounted."""
     place = tmp_path / "disk"
     place.mkdir()
-    options = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    options = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)]
     try:
         made = subprocess.run(options, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from gcfg.training.data import dataset
+from gcfg.training.data import dataset, index
 from gcfg.training.memory import PRESETS
 from gcfg.training.run import continuation, state
 from gcfg.training.run.task import Watch
@@ -178,13 +178,13 @@ def test_latents_that_nobody_uses_are_deleted(tmp_path, monkeypatch):
     folder = draw_pictures(tmp_path / "p", 3)
     dataset.cache(dataset.Source(str(folder), 64), tmp_path / "c", "vae", encode)
     (folder / "picture_00.png").unlink()
-    now = dataset.time.time()
-    monkeypatch.setattr(dataset.time, "time", lambda: now + dataset.UNUSED - 100)
+    now = index.time.time()
+    monkeypatch.setattr(index.time, "time", lambda: now + index.UNUSED - 100)
     dataset.cache(dataset.Source(str(folder), 64), tmp_path / "c", "vae", encode)
     assert len(list((tmp_path / "c").rglob("*.npy"))) == 3
     import os
     for path in (tmp_path / "c").rglob("*.npy"):
-        os.utime(path, (now - 2 * dataset.UNUSED,) * 2)
+        os.utime(path, (now - 2 * index.UNUSED,) * 2)
     dataset.cache(dataset.Source(str(folder), 64), tmp_path / "c", "vae", encode)
     assert len(list((tmp_path / "c").rglob("*.npy"))) == 2
 

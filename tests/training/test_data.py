@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from gcfg.training.data import batches, dataset, pictures
+from gcfg.training.settings import Settings
 
 from .conftest import draw_pictures, encode
 
@@ -144,3 +145,65 @@ def test_split_holds_out_at_most_a_tenth(tmp_path):
     train, held_out = dataset.split(latents, 16, 0)
     assert len(held_out) == 5 and len(train) == 45 and not {x.file for x in train} & {x.file for x in held_out}
     assert dataset.split(latents[:5], 16, 0)[1] == []
+
+
+def draw_mask(picture, name, left=True):
+    """White on one half."""
+    with Image.open(picture) as shown:
+        pixels = np.zeros((shown.height, shown.width), np.uint8)
+        pixels[:, :shown.width // 2] = 255 if left else 0
+        pixels[:, shown.width // 2:] = 0 if left else 255
+    Image.fromarray(pixels).save(picture.with_name(name))
+
+
+def test_masks_beside_pictures(tmp_path):
+    folder, calls = draw_pictures(tmp_path / "p", 4, wide=1), []
+    plain = dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    draw_mask(folder / "picture_00.png", "picture_00.mask.png")
+    draw_mask(folder / "picture_03.png", "picture_03-masklabel.png", left=False)
+    found = dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    assert "4 pictures, 2 of them with masks, 0 files skipped" in found.report() and len(calls) == 8 + 4
+    assert [latent.masked for latent in found.found] == [True, False, False, True]
+    for latent, before in zip(found.found, plain.found, strict=True):
+        assert latent.shape == before.shape and torch.equal(latent.load(True), before.load(True))
+        assert latent.mask().shape == (1, *latent.shape[1:])
+    first, second, _, last = found.found
+    assert (first.mask()[..., :4] == 1).all() and (first.mask()[..., 4:] == 0).all() and (second.mask() == 1).all()
+    assert last.mask()[..., 0].max() == 0.0 and last.mask()[..., -1].min() == 1.0
+    loader = batches.Loader(found.found, Settings(batch=4), torch.device("cpu"))
+    for step in range(4):
+        for group in loader.groups(step, 4):
+            x0, _, _, shown = loader.samples(step, group)
+            masks = dataset.masks_of(shown, x0)
+            for k, latent in enumerate(shown):
+                assert masks is None or torch.equal(masks[k], latent.mask())
+                if latent.file == "picture_00.png":  # its right half is white in the mirror
+                    assert torch.equal(x0[k], latent.load(latent.mirrored))
+                    assert bool(masks[k][0, 0, -1]) == latent.mirrored
+    loader.close()
+    assert dataset.masks_of([second], x0) is None
+
+
+def test_masks_that_cannot_be_used(tmp_path):
+    folder = draw_pictures(tmp_path / "p", 4)
+    Image.new("L", (64, 32), 255).save(folder / "picture_00.mask.png")
+    Image.new("L", (64, 64), 0).save(folder / "picture_01.mask.png")
+    Image.new("L", (64, 64), 255).save(folder / "gone.mask.png")
+    found = dataset.cache(source(folder), tmp_path / "c", "vae", encode)
+    reasons = dict(found.skipped)
+    assert [latent.file for latent in found.found] == ["picture_02.png", "picture_03.png"]
+    assert "64 x 32, but its picture is 64 x 64" in reasons["picture_00.png"]
+    assert "is empty; paint white" in reasons["picture_01.png"]
+    assert "its picture is not here" in reasons["gone.mask.png"]
+
+
+def test_an_index_that_was_cut_loses_one_line(tmp_path):
+    folder, calls = draw_pictures(tmp_path / "p", 3), []
+    dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    index = next((tmp_path / "c").rglob("index.jsonl"))
+    index.write_bytes(index.read_bytes()[:-30])
+    draw_pictures(folder, 4)
+    dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    before = len(calls)
+    dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls))
+    assert len(calls) == before and not [line for line in index.read_text().splitlines() if line.count("{") > 1]

@@ -22,11 +22,12 @@ from ...training.run.task import Watch
 from ...training.settings import Settings
 from ...training.weights import optimizers
 from ..concepts import files as concept_files
-from ..concepts.concept import UNET, originals, weights
+from ..concepts.concept import UNET
 from ..concepts.convert import null_text_features
 from ..models import check_conditioning, describe
 from .export import Export, checkpoint_of, finished, has_null_text_form
 from .images import ConceptImages
+from .models import frozen
 from .models.empty_prompt import EmptyPrompt
 from .models.network import differentiable
 from .models.trainable import Trainable
@@ -158,8 +159,11 @@ def _notes(base: ModelPatcher, images: ConceptImages) -> dict[str, object]:
     one, sigma = torch.ones(1, 1), torch.tensor([0.5]).to(sampling.sigmas)
     behaviour = [sampling.sigma_min, sampling.sigma_max, sampling.sigmas[len(sampling.sigmas) // 2],
                  sampling.calculate_denoised(sigma, one, 2.0 * one), sampling.noise_scaling(sigma, one, one)]
-    return {"base": continuation.sketch(originals(base)), "vae": continuation.sketch(images.vae.get_sd()),
-            "patches": continuation.sketch(weights(base, keys=patched)) if patched else [],
+    stored = frozen.stored(base)
+    loaded = {name: weight for name, (weight, _) in stored.items()}
+    return {"base": continuation.sketch(loaded, plain=lambda name: frozen.whole(stored[name])),
+            "vae": continuation.sketch(images.vae.get_sd()),
+            "patches": continuation.sketch(frozen.patched(base, stored, patched)) if patched else [],
             "sampling": [float(f"{float(value):.4g}") for value in behaviour]}
 
 

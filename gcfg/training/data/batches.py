@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -96,8 +97,7 @@ class Loader:
         self._prepared = {at: self._prepared.get(at) or self._prepare(at) for at in (step, step + 1)}
         rows = self._prepared[step].result()
         x0, noise, level = (torch.stack([rows[place][k] for place in group]).to(self.device) for k in range(3))
-        batch = self.order.at(step)
-        return x0, noise, level, [self.latents[batch[place]] for place in group]
+        return x0, noise, level, [rows[place][3] for place in group]
 
     def _prepare(self, step: int) -> Future:
         batch = self.order.at(step)
@@ -105,15 +105,17 @@ class Loader:
                                                                      distributed.world())}
         return self._thread.submit(self._read, step, mine)
 
-    def _read(self, step: int, mine: Mapping[int, Latent]) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+    def _read(self, step: int, mine: Mapping[int, Latent]) -> dict[int, tuple[Tensor, Tensor, Tensor, Latent]]:
         rows, s = {}, self.settings
         for place, latent in mine.items():
             level, flip, noise, offset = draw(latent.shape, s.seed, "sample", step, place)
-            x0 = latent.load(s.flip and flip < 0.5)
+            mirrored = s.flip and flip < 0.5
+            x0 = latent.load(mirrored)
             level = torch.tensor(level)
             if s.timesteps == "logit-normal":
                 level = logit_normal(level)
-            rows[place] = x0, offset_noise(noise, offset, s.noise_offset), level
+            seen = replace(latent, mirrored=mirrored) if latent.masked else latent
+            rows[place] = x0, offset_noise(noise, offset, s.noise_offset), level, seen
         return rows
 
     def close(self) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,16 +10,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ... import files
 from ..randomness import seed_of
 from . import pictures
+from .index import Index
 
 Encode = Callable[[Tensor], Tensor]
 """Pictures (B, H, W, 3) in [0, 1] -> latents (B, C, h, w), before the model's own scaling."""
-INDEX = "index.jsonl"
-UNUSED = 60 * 86400.0
-"""Seconds after which latents that no run asked for are deleted."""
 
 
 class LatentsGone(OSError):
@@ -41,22 +37,33 @@ class Source:
 
 @dataclass(frozen=True)
 class Latent:
-    """One picture's latents on disk, float16, (1 or 2, C, h, w): as it is, and mirrored.
+    """One picture's latents on disk, float16, (1 or 2, C, h, w): as it is, and mirrored. A mask is one more channel.
 
     Attributes:
         file: of the picture, seen from its folder.
         path: of the latents.
         shape: (C, h, w).
-        content: a hash of the picture's bytes.
+        content: a hash of the picture's bytes, and of its mask's.
+        masked: whether it has a mask.
+        mirrored: how ``mask`` sees it.
     """
 
     file: str
     path: str
     shape: tuple[int, int, int]
     content: str = field(default="", kw_only=True)
+    masked: bool = field(default=False, kw_only=True)
+    mirrored: bool = field(default=False, kw_only=True)
 
     def load(self, mirrored: bool) -> Tensor:
         """(C, h, w), float32; LatentsGone if they cannot be read."""
+        return self._read(mirrored)[:self.shape[0]]
+
+    def mask(self) -> Tensor:
+        """(1, h, w) in [0, 1], the share of each cell that counts."""
+        return self._read(self.mirrored)[self.shape[0]:] if self.masked else torch.ones(1, *self.shape[1:])
+
+    def _read(self, mirrored: bool) -> Tensor:
         try:
             copies = np.load(self.path, mmap_mode="r", allow_pickle=False)
             return torch.from_numpy(np.array(copies[min(int(mirrored), len(copies) - 1)], dtype=np.float32))
@@ -73,7 +80,9 @@ class Latents:
 
     def report(self, count: int = 10) -> str:
         """What was skipped, for people."""
-        lines = [f"{len(self.found)} pictures, {len(self.skipped)} files skipped"]
+        masked = sum(latent.masked for latent in self.found)
+        lines = [f"{len(self.found)} pictures, {f'{masked} of them with masks, ' if masked else ''}"
+                 f"{len(self.skipped)} files skipped"]
         lines += [f"  {file}: {reason}" for file, reason in self.skipped[:count]]
         more = len(self.skipped) - count
         return "\n".join(lines + ([f"  and {more} more"] if more > 0 else []))
@@ -101,16 +110,23 @@ def cache(source: Source, folder: str | Path, autoencoder: str, encode: Encode,
     name = hashlib.sha256(repr((autoencoder, source.resolution, source.square, source.flip)).encode()).hexdigest()[:16]
     place, paths = Path(folder) / name, pictures.files(source.folder)
     root = Path(source.folder).expanduser()
-    found, skipped = [], []
+    found, skipped, masks = [], [], pictures.masks(paths)
+    masked = {(path.parent, path.stem) for path in paths} & masks.keys()
+    paths = [path for path in paths if path not in {masks[key] for key in masked}]
     with files.saying(f"the latents in {place}", "free some space, or choose another output folder, and start again: "
-                                                 "what is encoded stays"), _Index(place) as index:
+                                                 "what is encoded stays"), Index(place) as index:
         for number, path in enumerate(paths, 1):
             file = path.relative_to(root).as_posix()
             try:
                 pictures.check_kind(path)
-                content = index.content_of(path)
-                entry = index.entry(content) or index.add(content, _encode(path, index.path(content), source, encode))
-                found.append(Latent(file, str(index.path(content)), tuple(entry["shape"]), content=content))
+                if path in masks.values():
+                    raise pictures.BadPicture("a mask, and its picture is not here")
+                mask = masks.get((path.parent, path.stem))
+                content = index.content_of(path) + (f"-{index.content_of(mask)}" if mask else "")
+                entry = index.entry(content) or index.add(
+                    content, _encode(path, mask, index.path(content), source, encode))
+                found.append(Latent(file, str(index.path(content)), tuple(entry["shape"]), content=content,
+                                    masked=mask is not None))
             except pictures.BadPicture as error:
                 skipped.append((file, str(error)))
             progress(number, len(paths))
@@ -121,88 +137,27 @@ def cache(source: Source, folder: str | Path, autoencoder: str, encode: Encode,
     return Latents(tuple(found), tuple(skipped))
 
 
-class _Index:
-    """Which content a file has, and which latents a content has, in a file of JSON lines; the last line of a key wins.
-
-    Args:
-        place: folder of the latents.
-    """
-
-    def __init__(self, place: Path):
-        self.place = place
-        self.known: dict[str, dict] = {}
-
-    def __enter__(self) -> _Index:
-        self.place.mkdir(parents=True, exist_ok=True)
-        files.clear_remains(self.place, older_than=3600.0)
-        self.file = open(self.place / INDEX, "a+b", buffering=0)
-        self.file.seek(0)
-        text = self.file.read().decode("utf-8", errors="replace")
-        for line in text.splitlines():
-            try:
-                entry = json.loads(line)
-                self.known[entry.pop("key")] = entry
-            except (ValueError, KeyError, AttributeError, TypeError):  # cut short
-                continue
-        self._cut = not ("\n" + text).endswith("\n")
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
-
-    def path(self, content: str) -> Path:
-        return self.place / f"{content}.npy"
-
-    def add(self, key: str, entry: dict) -> dict:
-        self.known[key] = entry
-        line = ("\n" if self._cut else "") + json.dumps({"key": key, **entry}) + "\n"
-        self._cut = self.file.write(line.encode()) < len(line)  # json is ASCII
-        return entry
-
-    def content_of(self, path: Path) -> str:
-        """A hash of a file's bytes, read again only when place, size or time of the file have changed."""
-        try:
-            state = path.stat()
-            place = repr((str(path.resolve()), state.st_size, state.st_mtime_ns))
-            key = hashlib.sha256(place.encode()).hexdigest()[:24]
-            known = self.known.get(key, {}).get("content")
-            if known:
-                return known
-            with open(path, "rb") as file:
-                digest = hashlib.blake2b(digest_size=12)
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise pictures.BadPicture(f"it cannot be read ({error.strerror or error})") from error
-        return self.add(key, {"content": digest.hexdigest()})["content"]
-
-    def entry(self, content: str) -> dict | None:
-        """What is known of latents that are whole; they count as used from now on."""
-        entry, path = self.known.get(content), self.path(content)
-        try:
-            if entry is None or path.stat().st_size != entry["bytes"]:
-                return None
-            os.utime(path)
-        except OSError:
-            return None
-        return entry
-
-    def clear(self) -> None:
-        """Delete latents that were not used for long."""
-        for path in self.place.glob("*.npy"):
-            if time.time() - path.stat().st_mtime > UNUSED:
-                path.unlink(missing_ok=True)
-
-
-def _encode(path: Path, target: Path, source: Source, encode: Encode) -> dict:
-    """Write a picture's latents; their entry in the index."""
+def _encode(path: Path, mask: Path | None, target: Path, source: Source, encode: Encode) -> dict:
+    """Write a picture's latents, and its mask as one more channel; their entry in the index."""
     picture = pictures.load(path, source.resolution, source.square)
     copies = torch.stack([picture, picture.flip(1)] if source.flip else [picture])
     latents = torch.cat([encode(copy[None]) for copy in copies]).to("cpu", torch.float16)
     if not torch.isfinite(latents).all():
         raise pictures.BadPicture("the autoencoder gives values that are not finite; try it in float32 (--fp32-vae)")
+    shape = list(latents.shape[1:])
+    if mask is not None:
+        drawn = pictures.load_mask(mask, path, source.resolution, source.square)
+        drawn = torch.stack([drawn, drawn.flip(1)][:len(copies)]).movedim(-1, 1)
+        latents = torch.cat([latents, F.adaptive_avg_pool2d(drawn, tuple(shape[1:])).half()], dim=1)
     store(target, latents.numpy())
-    return {"shape": list(latents.shape[1:]), "bytes": target.stat().st_size}
+    return {"shape": shape, "bytes": target.stat().st_size}
+
+
+def masks_of(latents: Sequence[Latent], like: Tensor) -> Tensor | None:
+    """The masks (B, 1, h, w) of pictures on the device of ``like``, None if no picture has one."""
+    if not any(latent.masked for latent in latents):
+        return None
+    return torch.stack([latent.mask() for latent in latents]).to(like.device)
 
 
 def store(target: Path, values: np.ndarray) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jfif"}
 HEIC = {".heic", ".heif"}
 """Opened with the package pillow-heif, where it is installed."""
+MASKS = ("-masklabel", ".mask")
+"""Ends of the names of masks beside their pictures, ``photo.mask.png`` (``photo-masklabel.png`` is OneTrainer's)."""
 STEP = 64
 """Sides of buckets are multiples of this many pixels."""
 LARGEST = 100_000_000
@@ -103,6 +106,24 @@ def load(path: Path, resolution: int, square: bool) -> Tensor:
     except Exception as error:  # decoders fail in any way on damaged files; one file must not end a folder
         why = f"{type(error).__name__}: {error}".replace(str(path), path.name)
         raise BadPicture(f"damaged or unreadable ({why})"[:200]) from error
+
+
+def masks(paths: Iterable[Path]) -> dict[tuple[Path, str], Path]:
+    """The masks among files, by folder and name (without its ending) of their pictures."""
+    return {(path.parent, path.stem.removesuffix(end)): path for path in paths for end in MASKS
+            if path.stem.endswith(end) and path.suffix.lower() in ENDINGS}
+
+
+def load_mask(file: Path, picture: Path, resolution: int, square: bool) -> Tensor:
+    """A picture's mask (H, W, 1) in [0, 1], white where it counts, cut as the picture is; BadPicture if unusable."""
+    mask = load(file, resolution, square).mean(-1, keepdim=True)
+    with opened(picture) as shown, opened(file) as drawn:
+        if upright_size(shown) != upright_size(drawn):
+            raise BadPicture(f"the mask {file.name} is {drawn.width} x {drawn.height}, but its picture is "
+                             f"{shown.width} x {shown.height}; save the mask at the picture's size.")
+    if float(mask.max()) < 0.5:
+        raise BadPicture(f"the mask {file.name} is empty; paint white where the thing is.")
+    return mask
 
 
 def opened(path: Path) -> Image.Image:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -97,14 +96,7 @@ def _mask(picture: Path, folder: Path, resolution: int) -> Tensor:
     if not files:
         raise ValueError(f"there is no mask for {picture.name} in '{folder}'; give every picture one of the same name, "
                          "or no folder of masks.")
-    with Image.open(picture) as shown, Image.open(files[0]) as drawn:
-        if pictures.upright_size(shown) != pictures.upright_size(drawn):
-            raise ValueError(f"the mask {files[0].name} is {drawn.width} x {drawn.height}, but its picture is "
-                             f"{shown.width} x {shown.height}; save the mask at the picture's size.")
-    mask = pictures.load(files[0], resolution, square=True).mean(-1, keepdim=True)
-    if float(mask.max()) < 0.5:
-        raise ValueError(f"the mask {files[0].name} is empty; paint white where the thing is.")
-    return mask
+    return pictures.load_mask(files[0], picture, resolution, square=True)
 
 
 def variant(pixels: Tensor, mask: Tensor, subject: Subject, number: int) -> tuple[Tensor, Tensor, str]:

@@ -27,8 +27,8 @@ def masked_squared_error(output: Tensor, wanted: Tensor, mask: Tensor) -> Tensor
     The official code leaves C out, so that its value is C times this one.
 
     Args:
-        output, wanted: (B, C, h, w).
-        mask: (B, 1, h, w) in [0, 1]; a sample whose mask is empty gives 0.
+        output, wanted: (B, C, ..., h, w).
+        mask: (B, 1, ..., h, w) in [0, 1]; a sample whose mask is empty gives 0.
     """
     squares = (output.float() - wanted.float()).square().mean(1, keepdim=True)
     return (squares * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1e-6)

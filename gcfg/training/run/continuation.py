@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -69,16 +69,22 @@ def said_of_threads(before: Notes, device: torch.device) -> str:
             "last bit.")
 
 
-def sketch(tensors: Mapping[str, Tensor], count: int = 64) -> list[float]:
+def sketch(tensors: Mapping[str, Tensor], count: int = 64, plain: Callable[[str], Tensor] | None = None
+           ) -> list[float]:
     """Random projections of up to ``count`` tensors, each in units of its own norm.
 
     Unlike a hash they hardly change when weights are loaded in another type, as another GPU may want them: by 0.002 for
     bfloat16 (one standard deviation). Weights half a percent and more apart differ by more than ``SKETCH_TOLERANCE``.
+
+    Args:
+        tensors: by name.
+        count: how many of them are looked at.
+        plain: gives a tensor by its name where those of ``tensors`` are quantized.
     """
     names = sorted(name for name, tensor in tensors.items() if tensor.ndim > 1 and tensor.is_floating_point())
     numbers = []
     for name in names[::max(1, len(names) // count)][:count]:
-        flat = tensors[name].detach().reshape(-1)
+        flat = (plain(name) if plain else tensors[name]).detach().reshape(-1)
         values = flat[::max(1, len(flat) // 65536)][:65536].to("cpu", torch.float32)
         signs = torch.randint(0, 2, values.shape, generator=generator("sketch", name)) * 2.0 - 1.0
         numbers.append(round(float((values * signs).sum() / values.norm().clamp(min=1e-30)), 4))

@@ -111,8 +111,8 @@ class RunFolder:
         text = (f"a save takes {gigabytes(size)}, {gigabytes(size * (keep + 1))} with keep = {keep} and the one in "
                 "writing")
         if missing > free:
-            raise OSError(f"{text}, but only {gigabytes(free)} are free for {self.states}. Free some space, lower keep, "
-                          "or choose a LoRA, a smaller optimizer or no average.")
+            raise OSError(f"{text}, but only {gigabytes(free)} are free for {self.states}. Free some space, lower "
+                          "keep, or choose a LoRA, a smaller optimizer or no average.")
         return text + f"; {gigabytes(free)} are free."
 
     def write_table(self, history: Tensor) -> None:

@@ -187,7 +187,8 @@ class Training:
         try:
             state.save(self.folder.states, now, self.settings.keep)
         except Exception as error:
-            raise OSError(f"the state of step {self.step} could not be written ({error}). Free some space and start "
+            why = getattr(error, "strerror", None) or error
+            raise OSError(f"the state of step {self.step} could not be written ({why}). Free some space and start "
                           f"again: the run goes on {self._goes_on()}.") from error
         self.saved_at = self.step
         self.record.draw()

@@ -32,7 +32,7 @@ class LowRank:
         layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
         for name, layer in layers:
             weight = layer.weight
-            size = min(rank, weight.shape[0], weight[0].numel())
+            size = min(rank, weight.shape[0], weight.shape[1:].numel())
             down = torch.empty((size, *weight.shape[1:]))
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator(seed, "LoRA", name))
             self.pairs[f"{name}/up"] = nn.Parameter(torch.zeros((weight.shape[0], size), device=weight.device))

@@ -1,41 +1,20 @@
 """Adapters on rows of a quantized model: exact on top of its weights, which nobody quantizes again."""
 
-import json
-
 import comfy.model_management
-import comfy.ops
 import comfy.sd
 import pytest
 import torch
 
 from gcfg_pack.gcfg.host.weights.rows import row_adapter
-from harness.models import tiny
-from harness.models.families import FAMILIES
+from harness.models.quantized import FAMILY, LAYERS, SUPPORTED, quantized
 from harness.models.weights import generator
 from harness.sampling import counted, gcfg, relative
 
-if not hasattr(comfy.ops, "mixed_precision_ops"):
+if not SUPPORTED:
     pytest.skip("this ComfyUI loads no quantized layers", allow_module_level=True)
-from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+from comfy.quant_ops import QuantizedTensor
 
-FAMILY = FAMILIES["Qwen-Image"]
 SHARED = {"scheduler": "simple", "steps": 2}
-LAYERS = ("attn.to_q", "attn.to_out.0", "img_mlp.net.2")
-
-
-def quantized(format_name, seed=1):
-    """A model with quantized weights as its file would hold them, and one with what these weights stand for."""
-    exact = FAMILY.model(seed)
-    weights = dict(exact.model.diffusion_model.state_dict())
-    for name in [n for n, w in weights.items() if w.ndim == 2 and n.removesuffix(".weight").endswith(LAYERS)]:
-        packed = QuantizedTensor.from_float(weights.pop(name), QUANT_ALGOS[format_name]["comfy_tensor_layout"])
-        exact.model.diffusion_model.get_parameter(name).data.copy_(packed.dequantize())
-        weights |= packed.state_dict(name)
-        stated = json.dumps({"format": format_name}).encode()
-        weights[f"{name.removesuffix('.weight')}.comfy_quant"] = torch.tensor(list(stated), dtype=torch.uint8)
-    config = type(exact.model.model_config)(dict(exact.model.model_config.unet_config))
-    config.quant_config = {"mixed_ops": True}
-    return tiny.loaded(config, weights, torch.float32), exact
 
 
 def lora(model, extra=()):

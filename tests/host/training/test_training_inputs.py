@@ -5,6 +5,7 @@ import comfy.model_sampling
 import folder_paths
 import pytest
 import torch
+from PIL import Image
 
 from gcfg_pack.gcfg.host.training import images, preview
 from gcfg_pack.gcfg.host.training import train as training
@@ -122,7 +123,6 @@ def test_a_model_at_each_save_and_numbered_ones(base, train):
 def test_previews_show_prompts_seeds_and_scales(base, train):
     made = train(base, target_steps=1, preview_every=1, preview_steps=1, preview_prompt="a\nb",
                  preview_scales="0, 1 2", preview_count=3)
-    from PIL import Image
     size = Image.open(made.folder.previews / "step_00000001.jpg").size
     assert size == (3 * 64, 3 * preview.CAPTION + 6 * 64)
 
@@ -132,3 +132,15 @@ def test_a_deleted_run_folder_runs_again(base, train, tmp_path, monkeypatch):
     before = GCFGTrainConceptModel.fingerprint_inputs(run_name="discs")
     train(base, output=str(tmp_path / "output" / "concept_models"))
     assert GCFGTrainConceptModel.fingerprint_inputs(run_name="discs") != before
+
+
+def test_masks_beside_pictures_count(base, train, folder, tmp_path):
+    plain = train(base, held_out=0, output=str(tmp_path / "plain"))
+    for picture in folder.glob("*.png"):
+        Image.new("L", (64, 64), 255).save(picture.with_suffix(".mask.png"))
+    white = train(base, held_out=0, output=str(tmp_path / "white"))
+    for picture in folder.glob("*.mask.png"):
+        Image.linear_gradient("L").resize((64, 64)).save(picture)
+    graded = train(base, held_out=0, output=str(tmp_path / "graded"))
+    losses = [float(made.history[-1, 1]) for made in (plain, white, graded)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[2] != pytest.approx(losses[0], rel=1e-3)

@@ -39,7 +39,7 @@ class Captioned(Network):
     """
 
     def __init__(self, base: ModelPatcher, method: str, rank: int, seed: int, plan: Plan, device: torch.device):
-        super().__init__(base, plan, device)
+        super().__init__(base, plan, device, updated=method == KEYS_AND_VALUES)
         self.method = method
         if plan.checkpointing:
             for block in cross_attention_blocks(self.network).values():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ....nulltext.provenance import Provenance
-from ....training.data.dataset import Latent
+from ....training.data.dataset import Latent, masks_of
 from ....training.losses.objectives import undistilled
 from ....training.memory import Plan
 from ....training.run.task import Task
@@ -59,8 +59,11 @@ class EmptyPrompt(Captioned):
         still = self.latent_format.latent_dimensions == 3  # a video model: each picture is one frame
 
         def losses(latents: Tensor, noise: Tensor, level: Tensor, pictures: Sequence[Latent]) -> Tensor:
-            latents, noise = (t.unsqueeze(2) if still else t for t in (latents, noise))
-            return loss(self.latent_format.process_in(latents), noise, level)
+            mask = masks_of(pictures, latents)
+            if still:
+                latents, noise = latents.unsqueeze(2), noise.unsqueeze(2)
+                mask = mask if mask is None else mask.unsqueeze(2)
+            return loss(self.latent_format.process_in(latents), noise, level, mask)
         return Task(self.parameters, losses, self.device, self.autocast, {}, notes)
 
     def predicted(self, x: Tensor, sigma: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from ....nulltext.keymap import feature_key
 from ....training.losses.objectives import DiffusionLoss
 from ....training.memory import Plan
 from ...concepts.building import Blueprint, fill_buffers, weights
+from . import frozen
 
 PIXELS = 8
 """Pixels along each side of a latent's cell."""
@@ -29,13 +30,13 @@ PIXELS = 8
 class PlainOperations:
     """torch's own layers, for the host's network without its casts, hooks and offloading."""
 
-    Linear, Conv1d, Conv2d, Conv3d, Embedding = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding
+    Linear, Conv1d, Conv2d, Conv3d, Embedding = frozen.Linear, nn.Conv1d, frozen.Conv2d, nn.Conv3d, nn.Embedding
     GroupNorm, LayerNorm, RMSNorm = nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
     ConvTranspose1d, ConvTranspose2d = nn.ConvTranspose1d, nn.ConvTranspose2d
 
     @staticmethod
     def conv_nd(dims: int, *args, **kwargs) -> nn.Module:
-        kinds = {2: nn.Conv2d, 3: nn.Conv3d}
+        kinds = {2: frozen.Conv2d, 3: nn.Conv3d}
         if dims not in kinds:
             raise ValueError(f"networks of {dims} dimensions cannot be trained, only those of 2 or 3.")
         return kinds[dims](*args, **kwargs)
@@ -83,14 +84,15 @@ class Network:
         plan: how it is trained.
         device: where.
         features: null-text features by transformer block, whose cross-attention they replace.
+        updated: whether any of its weights will be trained; those of a LoRA's base can stay as they were loaded.
 
     Raises:
         ValueError: a model that cannot be trained, such as an inpainting model.
     """
 
     def __init__(self, base: ModelPatcher, plan: Plan, device: torch.device,
-                 features: Mapping[str, Tensor] | None = None):
-        self.base, self.device, self.features = base, device, dict(features or {})
+                 features: Mapping[str, Tensor] | None = None, updated: bool = True):
+        self.base, self.device, self.features, self.updated = base, device, dict(features or {}), updated
         self.latent_format = base.get_model_object("latent_format")
         dtype = torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
         self.model = self._build(dtype)
@@ -115,11 +117,17 @@ class Network:
         model = config.get_model({}, "", device="meta")
         if self.features:
             replace_cross_attention(model.diffusion_model, self.features)
-        names = model.diffusion_model.state_dict().keys()
-        plain = {key: value for key, value in weights(self.base).items() if key in names}
+        missing, stored, kept = model.diffusion_model.state_dict().keys(), frozen.stored(self.base), set()
+        if self.updated:
+            plain = {key: value for key, value in weights(self.base).items() if key in missing}
+        else:
+            kept = frozen.keep(model.diffusion_model, self.base, stored, dtype, self.device)
+            plain = frozen.patched(self.base, stored, missing & stored.keys() - kept)
         content = {key: value.to(dtype) for key, value in plain.items()} | {
             feature_key(block): feature for block, feature in self.features.items()}
-        model.diffusion_model.load_state_dict(content, strict=True, assign=True)
+        lacking, unknown = model.diffusion_model.load_state_dict(content, strict=False, assign=True)
+        if unknown or set(lacking) - kept:
+            raise ValueError(f"the model's weights do not fit its class: {[*unknown, *lacking][:3]}")
         fill_buffers(model.diffusion_model, dict(self.base.model.diffusion_model.named_buffers()))
         model.diffusion_model.to(self.device).requires_grad_(False)
         return model

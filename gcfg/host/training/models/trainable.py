@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ....nulltext.attention import cross_attention_blocks
 from ....nulltext.identify import Kind
 from ....nulltext.keymap import feature_key
-from ....training.data.dataset import Latent
+from ....training.data.dataset import Latent, masks_of
 from ....training.memory import Plan
 from ....training.run.task import Task
 from ....training.settings import Settings
@@ -43,7 +43,7 @@ class Trainable(Network):
                  plan: Plan, device: torch.device):
         shapes(base)  # refuses what has no null-text form
         super().__init__(base, plan, device, {block: feature.detach().cpu().float().clone()
-                                              for block, feature in features.items()})
+                                              for block, feature in features.items()}, settings.method == "full")
         self.settings, self.full = settings, settings.method == "full"
         self.pooled = conditioning[0][1].get("pooled_output")
         if plan.checkpointing:
@@ -61,7 +61,7 @@ class Trainable(Network):
         loss = self.diffusion_loss(self.null_text, self.settings.min_snr)
 
         def losses(latents: Tensor, noise: Tensor, level: Tensor, pictures: Sequence[Latent]) -> Tensor:
-            return loss(self.latent_format.process_in(latents), noise, level)
+            return loss(self.latent_format.process_in(latents), noise, level, masks_of(pictures, latents))
         return Task(self.parameters, losses, self.device, self.autocast, self.features, notes)
 
     def null_text(self, x: Tensor, sigma: Tensor) -> Tensor:
