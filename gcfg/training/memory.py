@@ -20,6 +20,8 @@ class Plan:
         optimizer: see ``optimizers``.
         checkpointing: recompute the transformer blocks in the backward pass.
         ema_on_cpu: keep the moving average in the machine's memory.
+        resident: bytes of a LoRA's frozen base that stay on the GPU; what exceeds them waits in the machine's memory
+            and is copied layer by layer where it is used. None for all of it.
     """
 
     micro_batch: int = 4
@@ -27,8 +29,11 @@ class Plan:
     optimizer: str = "adamw"
     checkpointing: bool = False
     ema_on_cpu: bool = False
+    resident: int | None = None
 
 
+RESIDENT = 2 / 3
+"""Part of a GPU's memory for the frozen base of a LoRA; the rest is for activations, the pairs and one layer in use."""
 PRESETS = {
     "24 GB": Plan(4, "float32", "adamw", checkpointing=False, ema_on_cpu=True),
     "16 GB": Plan(2, "float32", "adamw 8-bit", checkpointing=True, ema_on_cpu=True),
@@ -48,8 +53,9 @@ def plan(settings: Settings, available: int | None = None, has_8_bit: bool = Tru
     Raises:
         SettingsError: fused backward cannot run with these settings.
     """
+    size = available
     if settings.memory != "auto":
-        preset = PRESETS[settings.memory]
+        preset, size = PRESETS[settings.memory], GIB * int(settings.memory.split()[0])
     elif available is None:
         preset = Plan()
     elif available >= 30 * GIB:
@@ -69,4 +75,5 @@ def plan(settings: Settings, available: int | None = None, has_8_bit: bool = Tru
         preset.precision if settings.precision == "auto" else settings.precision,
         optimizer,
         preset.checkpointing if settings.checkpointing == "auto" else settings.checkpointing == "on",
-        preset.ema_on_cpu if settings.ema_device == "auto" else settings.ema_device == "cpu")
+        preset.ema_on_cpu if settings.ema_device == "auto" else settings.ema_device == "cpu",
+        None if size is None else int(RESIDENT * size))

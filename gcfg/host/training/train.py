@@ -111,14 +111,14 @@ def _train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, 
            ) -> Outcome:
     device = comfy.model_management.get_torch_device()
     newest = state.latest(place.states)
-    before, notes = newest.notes if newest else {}, _notes(base, images)
+    with torch.inference_mode():
+        prompts = {text: encode(clip, text) for text in {"", *settings.prompts()}}
+    check_conditioning(base, prompts[""], "Train Concept Model")
+    before, notes = newest.notes if newest else {}, _notes(base, images, prompts[""])
     continuation.check_inputs(before, notes, settings.run_name)
     plan = continuation.resolved(memory.plan(settings, _available(device), optimizers.has_8_bit()), settings, before)
     if distributed.rank() == 0:
         place.begin(settings)
-    with torch.inference_mode():
-        prompts = {text: encode(clip, text) for text in {"", *settings.prompts()}}
-    check_conditioning(base, prompts[""], "Train Concept Model")
     training, held_out = dataset.split(images.latents.found, settings.held_out, settings.seed,
                                        before.get("held_out", ()))
     training = dataset.repeated(training, settings.times())
@@ -152,7 +152,7 @@ def _form(base: ModelPatcher, newest: state.State | None, empty: list, settings:
     return Trainable(base, features, empty, settings, plan, device)
 
 
-def _notes(base: ModelPatcher, images: ConceptImages) -> dict[str, object]:
+def _notes(base: ModelPatcher, images: ConceptImages, empty: list) -> dict[str, object]:
     """What is connected to a run, see ``continuation.INPUTS``."""
     patched = [key.removeprefix(UNET) for key in base.patches if key.startswith(UNET)]
     sampling = base.get_model_object("model_sampling")
@@ -164,7 +164,8 @@ def _notes(base: ModelPatcher, images: ConceptImages) -> dict[str, object]:
     return {"base": continuation.sketch(loaded, plain=lambda name: frozen.whole(stored[name])),
             "vae": continuation.sketch(images.vae.get_sd()),
             "patches": continuation.sketch(frozen.patched(base, stored, patched)) if patched else [],
-            "sampling": [float(f"{float(value):.4g}") for value in behaviour]}
+            "sampling": [float(f"{float(value):.4g}") for value in behaviour],
+            "text": continuation.sketch_of_text(empty[0][0])}
 
 
 def loss_image(made: Outcome) -> Tensor:

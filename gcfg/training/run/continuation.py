@@ -18,15 +18,18 @@ Notes = Mapping[str, object]
 """The plain values of a state."""
 
 INPUTS = {"base": "base model", "patches": "set of LoRAs or patches on the base model", "sampling":
-          "model sampling (prediction type, shift or noise levels)", "vae": "autoencoder"}
+          "model sampling (prediction type, shift or noise levels)", "vae": "autoencoder", "text": "text encoder"}
 """Notes on what is connected to a run, and their names for people."""
 SKETCH_TOLERANCE = 0.01
 """How far sketches of the same weights may differ."""
+TEXT_TOLERANCE = 0.3
+"""How far sketches of a text's features may: a large text encoder that is loaded in float8 gives others."""
 
 
 def check_inputs(before: Notes, now: Notes, run_name: str) -> None:
     """Refuse to go on with other inputs than a run was begun with (ValueError)."""
-    changed = [INPUTS[name] for name in INPUTS if name in before and not _alike(before[name], now.get(name))]
+    changed = [INPUTS[name] for name in INPUTS if name in before and not _alike(
+        before[name], now.get(name), TEXT_TOLERANCE if name == "text" else SKETCH_TOLERANCE)]
     if changed:
         raise ValueError(f"the run '{run_name}' was begun on another {', another '.join(changed)}; connect that one, "
                          "or choose another run_name.")
@@ -91,7 +94,13 @@ def sketch(tensors: Mapping[str, Tensor], count: int = 64, plain: Callable[[str]
     return numbers
 
 
-def _alike(a: object, b: object) -> bool:
+def sketch_of_text(features: Tensor, count: int = 16) -> list[float]:
+    """A sketch of a text's features (1, T, C), in several parts, so that two encoders hardly agree in all of them."""
+    parts = features.detach().reshape(1, -1).tensor_split(count, dim=1)
+    return sketch({f"{k:02}": part for k, part in enumerate(parts)})
+
+
+def _alike(a: object, b: object, tolerance: float) -> bool:
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(abs(x - y) <= SKETCH_TOLERANCE for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(abs(x - y) <= tolerance for x, y in zip(a, b, strict=True))
     return a == b

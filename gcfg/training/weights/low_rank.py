@@ -23,9 +23,10 @@ class LowRank:
         network: is frozen; its linear and 2-d convolution layers get pairs.
         rank: of every pair, at most what the layer has.
         seed: of the initial values.
+        device: of the pairs.
     """
 
-    def __init__(self, network: nn.Module, rank: int, seed: int):
+    def __init__(self, network: nn.Module, rank: int, seed: int, device: torch.device | str = "cpu"):
         network.requires_grad_(False)
         self.pairs: dict[str, nn.Parameter] = {}
         self._handles, self._active = [], True
@@ -35,8 +36,8 @@ class LowRank:
             size = min(rank, weight.shape[0], weight.shape[1:].numel())
             down = torch.empty((size, *weight.shape[1:]))
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator(seed, "LoRA", name))
-            self.pairs[f"{name}/up"] = nn.Parameter(torch.zeros((weight.shape[0], size), device=weight.device))
-            self.pairs[f"{name}/down"] = nn.Parameter(down.to(weight.device))
+            self.pairs[f"{name}/up"] = nn.Parameter(torch.zeros((weight.shape[0], size), device=device))
+            self.pairs[f"{name}/down"] = nn.Parameter(down.to(device))
             self._handles.append(layer.register_forward_hook(self._adding(name)))
 
     def _adding(self, name: str):

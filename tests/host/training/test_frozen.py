@@ -101,7 +101,7 @@ def test_quantized(format_name):
 
     class Images:
         vae = Vae()
-    ours, theirs = _notes(base, Images), _notes(exact, Images)
+    ours, theirs = (_notes(model, Images, FAMILY.conditioning(0)) for model in (base, exact))
     continuation.check_inputs(ours, theirs, "discs")  # a sketch of what the weights stand for
 
 
@@ -117,3 +117,35 @@ def test_patches_of_the_base_count(tiny):
         merged = network.Network(tuned, Plan(), torch.device("cpu"))
     for (name, ours), theirs in zip(kept.network.named_parameters(), merged.network.parameters(), strict=True):
         assert torch.equal(ours.float(), theirs), name
+
+
+def test_what_exceeds_the_gpu_waits_elsewhere():
+    """By numbers alone: layers of the first blocks lie on the device (here one without memory), the others do not."""
+    family = FAMILIES["Flux.1"]
+    base = family.model(1, torch.bfloat16)
+    stored, meta = frozen.stored(base), torch.device("meta")
+
+    def kept(resident, dtype):
+        model = network.Network(base, Plan(precision="bfloat16"), torch.device("cpu"), updated=False).network
+        names = frozen.keep(model, base, stored, dtype, meta, resident)
+        return names, [model.get_parameter(name) for name in model.state_dict() if name in names]
+    names, weights = kept(None, torch.float32)
+    size = sum(weight.nbytes for weight in weights)
+    assert all(weight.is_meta for weight in weights) and len(names) > 20
+    assert kept(None, torch.bfloat16) == (set(), []) == kept(size, torch.bfloat16)
+    for dtype in (torch.bfloat16, torch.float32):
+        again, weights = kept(size // 2, dtype)
+        assert again == names
+        there = sum(weight.nbytes for weight in weights if weight.is_meta)
+        assert size // 3 < there <= size // 2
+        assert sorted(weights, key=lambda weight: not weight.is_meta)[0] is weights[0]
+
+
+@pytest.mark.parametrize("resident", [0, 20_000])
+def test_layers_that_wait_compute_the_same(resident):
+    family = FAMILIES["Flux.1"]
+    base = family.model(1)
+
+    def form_of(plan):
+        return empty_prompt.EmptyPrompt(base, family.conditioning(0), LORA, plan, torch.device("cpu"))
+    compare(form_of, Plan(resident=resident, checkpointing=True), Plan(), family.latent[:1])

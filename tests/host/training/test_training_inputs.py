@@ -29,6 +29,19 @@ class DeepVae(Vae):
         return super().encode(pixels).repeat(1, 4, 1, 1)
 
 
+class OtherClip(Clip):
+    """Differs from ``Clip`` by so much noise."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise = noise
+
+    def encode_from_tokens_scheduled(self, tokens):
+        (features, extra), = super().encode_from_tokens_scheduled(tokens)
+        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(7))
+        return [[features + self.noise * features.std() * noise, extra]]
+
+
 class OtherVae(Vae):
     def get_sd(self):
         return {"weight": torch.linspace(-1, 1, 400).view(20, 20)}
@@ -68,13 +81,16 @@ def test_changed_inputs_of_a_run(base, train, tiny):
         train(tiny.sd15(seed=5), target_steps=2)
     with pytest.raises(ValueError, match="another model sampling"):
         train(tiny.sd15(seed=1, prediction="v"), target_steps=2)
+    with pytest.raises(ValueError, match="another text encoder"):
+        train(base, OtherClip(1.0), target_steps=2)
     import comfy.lora
     tuned, file = base.clone(), tiny.lora(base)
     names = comfy.lora.model_lora_keys_unet(base.model, {})
     tuned.add_patches(comfy.lora.load_lora(file, names), 1.0)
     with pytest.raises(ValueError, match="another set of LoRAs"):
         train(tuned, target_steps=2)
-    assert train(tiny.sd15(seed=1, dtype=torch.bfloat16), target_steps=2).step == 2  # as another GPU would load it
+    other_gpu = tiny.sd15(seed=1, dtype=torch.bfloat16)  # as it would load them
+    assert train(other_gpu, OtherClip(0.05), target_steps=2).step == 2
 
 
 def test_a_preview_that_fails_does_not_end_a_run(base, train, monkeypatch, caplog):

@@ -49,7 +49,7 @@ class Captioned(Network):
             self.parameters = self._keys_and_values()
             self.before = {name: value.detach().clone() for name, value in self.parameters.items()}
         elif method == LORA:
-            self.pairs = LowRank(self.network, rank, seed)
+            self.pairs = LowRank(self.network, rank, seed, device)
             self.parameters = self.pairs.pairs
 
     def _keys_and_values(self) -> dict[str, nn.Parameter]:

@@ -93,6 +93,7 @@ class Network:
     def __init__(self, base: ModelPatcher, plan: Plan, device: torch.device,
                  features: Mapping[str, Tensor] | None = None, updated: bool = True):
         self.base, self.device, self.features, self.updated = base, device, dict(features or {}), updated
+        self.resident = plan.resident
         self.latent_format = base.get_model_object("latent_format")
         dtype = torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
         self.model = self._build(dtype)
@@ -121,15 +122,18 @@ class Network:
         if self.updated:
             plain = {key: value for key, value in weights(self.base).items() if key in missing}
         else:
-            kept = frozen.keep(model.diffusion_model, self.base, stored, dtype, self.device)
+            kept = frozen.keep(model.diffusion_model, self.base, stored, dtype, self.device, self.resident)
             plain = frozen.patched(self.base, stored, missing & stored.keys() - kept)
-        content = {key: value.to(dtype) for key, value in plain.items()} | {
-            feature_key(block): feature for block, feature in self.features.items()}
+        content = {key: value.to(self.device, dtype) for key, value in plain.items()} | {
+            feature_key(block): feature.to(self.device) for block, feature in self.features.items()}
         lacking, unknown = model.diffusion_model.load_state_dict(content, strict=False, assign=True)
         if unknown or set(lacking) - kept:
             raise ValueError(f"the model's weights do not fit its class: {[*unknown, *lacking][:3]}")
         fill_buffers(model.diffusion_model, dict(self.base.model.diffusion_model.named_buffers()))
-        model.diffusion_model.to(self.device).requires_grad_(False)
+        for module in model.diffusion_model.modules():  # not ``to``: it would move the weights that wait elsewhere
+            module._buffers.update({name: buffer.to(self.device) for name, buffer in module._buffers.items()
+                                    if buffer is not None})
+        model.diffusion_model.requires_grad_(False)
         return model
 
     def predict(self, x: Tensor, sigma: Tensor, **conditions: object) -> Tensor:

@@ -53,7 +53,7 @@ class Trainable(Network):
             self.network.requires_grad_(True)
             self.parameters = dict(self.network.named_parameters())
         else:
-            self.parameters = low_rank.LowRank(self.network, settings.rank, settings.seed).pairs
+            self.parameters = low_rank.LowRank(self.network, settings.rank, settings.seed, device).pairs
         self._vectors: dict[tuple, Tensor] = {}
 
     def task(self, notes: Mapping[str, object]) -> Task:
