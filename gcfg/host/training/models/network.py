@@ -118,23 +118,27 @@ class Network:
         model = config.get_model({}, "", device="meta")
         if self.features:
             replace_cross_attention(model.diffusion_model, self.features)
-        missing, stored, kept = model.diffusion_model.state_dict().keys(), frozen.stored(self.base), set()
+        self._fill(model.diffusion_model, dtype)
+        return model
+
+    def _fill(self, network: nn.Module, dtype: torch.dtype) -> None:
+        """Give a network without weights those of the base."""
+        names, stored, kept = network.state_dict().keys(), frozen.stored(self.base), set()
         if self.updated:
-            plain = {key: value for key, value in weights(self.base).items() if key in missing}
+            plain = {key: value for key, value in weights(self.base).items() if key in names}
         else:
-            kept = frozen.keep(model.diffusion_model, self.base, stored, dtype, self.device, self.resident)
-            plain = frozen.patched(self.base, stored, missing & stored.keys() - kept)
+            kept = frozen.keep(network, self.base, stored, dtype, self.device, self.resident)
+            plain = frozen.patched(self.base, stored, names & stored.keys() - kept)
         content = {key: value.to(self.device, dtype) for key, value in plain.items()} | {
             feature_key(block): feature.to(self.device) for block, feature in self.features.items()}
-        lacking, unknown = model.diffusion_model.load_state_dict(content, strict=False, assign=True)
+        lacking, unknown = network.load_state_dict(content, strict=False, assign=True)
         if unknown or set(lacking) - kept:
             raise ValueError(f"the model's weights do not fit its class: {[*unknown, *lacking][:3]}")
-        fill_buffers(model.diffusion_model, dict(self.base.model.diffusion_model.named_buffers()))
-        for module in model.diffusion_model.modules():  # not ``to``: it would move the weights that wait elsewhere
+        fill_buffers(network, dict(self.base.model.diffusion_model.named_buffers()))
+        for module in network.modules():  # not ``to``: it would move the weights that wait elsewhere
             module._buffers.update({name: buffer.to(self.device) for name, buffer in module._buffers.items()
                                     if buffer is not None})
-        model.diffusion_model.requires_grad_(False)
-        return model
+        network.requires_grad_(False)
 
     def predict(self, x: Tensor, sigma: Tensor, **conditions: object) -> Tensor:
         """The network's output for noisy latents (B, C, h, w) at sigma (B,), by the host's own way into it.
