@@ -48,6 +48,9 @@ class GCFGImageFolder(io.ComfyNode):
                     "middle out.")),
                 io.Boolean.Input("flip", default=DEFAULT.flip, tooltip=(
                     "Also train on mirrored pictures. Switch it off where left and right matter, as in writing.")),
+                advanced(io.String, "resolutions", (
+                    "Further resolutions, such as: 768, 1024. Every picture that is large enough is trained on at all "
+                    "of them.")),
             ],
             outputs=[
                 ImagesSocket.Output("images", display_name="images", tooltip="The pictures, for Train Concept Model."),
@@ -65,9 +68,9 @@ class GCFGImageFolder(io.ComfyNode):
 
     @classmethod
     @plain_errors
-    def execute(cls, vae, folder, resolution, crop, flip) -> io.NodeOutput:
+    def execute(cls, vae, folder, resolution, crop, flip, resolutions="") -> io.NodeOutput:
         bar = comfy.utils.ProgressBar(1)
-        source = Source(str(images.locate(folder)), resolution, crop == "square", flip)
+        source = Source(str(images.locate(folder)), resolution, crop == "square", flip, choices.sizes_of(resolutions))
         found = images.prepare(source, vae, progress=bar.update_absolute)
         sheet = torch.from_numpy(contact_sheet(source, found.latents)).float().div(255).unsqueeze(0)
         return io.NodeOutput(found, found.latents.report(), sheet)
@@ -124,8 +127,9 @@ class GCFGTrainConceptModel(io.ComfyNode):
                 advanced(io.Combo, "schedule", "How the learning rate goes on after the warm-up.",
                          options=list(choices.SCHEDULES)),
                 advanced(io.Int, "warm_up", "Steps over which the learning rate rises.", min=0, max=1_000_000),
-                advanced(io.Combo, "optimizer", "auto: what the memory preset says. 8-bit needs bitsandbytes.",
-                         options=list(choices.OPTIMIZERS)),
+                advanced(io.Combo, "optimizer", (
+                    "auto: what the memory preset says. 8-bit needs the package bitsandbytes, lion lion-pytorch, "
+                    "prodigy prodigyopt. With prodigy set learning_rate to 1."), options=list(choices.OPTIMIZERS)),
                 advanced(io.Float, "weight_decay", "Weight decay of AdamW.", min=0.0, max=1.0, step=0.001),
                 advanced(io.Float, "gradient_clip", "Largest norm of the gradient. 0 for no clipping.", min=0.0,
                          max=1000.0, step=0.1),

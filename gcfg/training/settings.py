@@ -37,6 +37,7 @@ class Settings:
     Attributes:
         folder: pictures of the concept; sub-folders count.
         resolution: side of a square in pixels; buckets keep about its area.
+        resolutions: further ones, such as "768, 1024"; every picture that is large enough is trained on at all of them.
         crop: "buckets" by aspect ratio, or "square" from the middle.
         flip: also train on the mirrored pictures.
         held_out: pictures that are never trained on, for the held-out loss; at most a tenth of all.
@@ -72,6 +73,7 @@ class Settings:
 
     folder: str = ""
     resolution: int = 512
+    resolutions: str = ""
     crop: str = "buckets"
     flip: bool = True
     held_out: int = 16
@@ -143,6 +145,7 @@ class Settings:
             raise SettingsError(f"undistill is {self.undistill}; give the guidance that was distilled into the base, "
                                 "above 1, or 0 for none.")
         _check_name(self.run_name)
+        sizes_of(self.resolutions)
         self.concept_scales()
         self.times()
 
@@ -175,6 +178,15 @@ class Settings:
     def to_toml(self) -> str:
         """The settings as a TOML file, one line each."""
         return "".join(f"{name} = {_toml(value)}\n" for name, value in asdict(self).items())
+
+
+def sizes_of(text: str) -> tuple[int, ...]:
+    """Resolutions from a setting such as "768, 1024"; SettingsError if they are none."""
+    parts = text.replace(",", " ").split()
+    wrong = [part for part in parts if not part.isdecimal() or not int(part) or int(part) % 64]
+    if wrong:
+        raise SettingsError(f"resolutions has '{wrong[0]}'; give multiples of 64, such as 768, 1024.")
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 S = TypeVar("S", bound=Settings)

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from gcfg.training.data import batches, dataset, pictures
-from gcfg.training.settings import Settings
+from gcfg.training.data.contact_sheet import contact_sheet
+from gcfg.training.settings import Settings, SettingsError
 
 from .conftest import draw_pictures, encode
 
@@ -207,3 +208,24 @@ def test_an_index_that_was_cut_loses_one_line(tmp_path):
     before = len(calls)
     dataset.cache(source(folder), tmp_path / "c", "vae", counting(calls))
     assert len(calls) == before and not [line for line in index.read_text().splitlines() if line.count("{") > 1]
+
+
+def test_further_resolutions(tmp_path):
+    folder, calls, seen = draw_pictures(tmp_path / "p", 3, size=128), [], []
+    draw_pictures(folder / "small", 1, size=40)
+    (folder / "notes.txt").write_text("no picture")
+    both = source(folder, others=(128, 64, 192))
+    found = dataset.cache(both, tmp_path / "c", "vae", counting(calls), lambda done, total: seen.append((done, total)))
+    assert [latent.shape[1] for latent in found.found] == [8] * 4 + [16] * 3 + [24] * 3
+    assert dict(found.skipped)["notes.txt"] == "no picture file" and len(found.skipped) == 3
+    assert "too small" in dict(found.skipped)["small/picture_00.png at 128"]
+    assert "4 pictures, 3 files skipped" in found.report() and seen[-1] == (15, 15) and seen == sorted(seen)
+    alone = dataset.cache(source(folder, resolution=128), tmp_path / "c", "vae", counting(calls))
+    assert alone.found == found.found[4:7]
+    assert len(calls) == 20  # each resolution has a cache of its own
+    training, held_out = dataset.split([*found.found] * 4, 16, 0)
+    assert not {x.content for x in training} & {x.content for x in held_out}
+    page = contact_sheet(both, found)
+    assert page.shape[2] == 3
+    with pytest.raises(SettingsError, match="resolutions has '100'; give multiples of 64"):
+        Settings(resolutions="128, 100")

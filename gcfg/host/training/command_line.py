@@ -20,7 +20,7 @@ from ...training.data.words import WordSettings
 from ...training.run import distributed
 from ...training.run.folder import RunFolder
 from ...training.run.task import Watch
-from ...training.settings import Settings
+from ...training.settings import Settings, sizes_of
 from ...training.subject_settings import SubjectSettings
 from .images import latents_folder, prepare
 from .subjects import train as subject
@@ -69,7 +69,8 @@ def train(settings: Settings, interruption, progress_bar: Callable | None, place
     run, watch = RunFolder(place) if place else run_folder(settings), TerminalWatch(interruption, progress_bar)
     watch.tell(f"the run's folder is {run.path}")
     bar = progress_bar("encoding") if progress_bar else lambda done, total: None
-    source = Source(settings.folder, settings.resolution, settings.crop == "square", settings.flip)
+    source = Source(settings.folder, settings.resolution, settings.crop == "square", settings.flip,
+                    sizes_of(settings.resolutions))
     images = first_alone(lambda: prepare(source, vae, latents_folder(run.path.parent), bar))
     watch.tell(images.latents.report())
     with interruptible():

@@ -68,9 +68,10 @@ def train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, w
         Diverged, OutOfMemory, OSError: see ``loop.Training.run``.
     """
     source, place = images.source, place or run_folder(settings)
-    settings = replace(settings, folder=str(Path(source.folder).expanduser().resolve()), resolution=source.resolution,
-                       flip=source.flip, crop="square" if source.square else "buckets",
-                       checkpoint=settings.checkpoint or checkpoint_of(base))
+    settings = replace(
+        settings, folder=str(Path(source.folder).expanduser().resolve()), resolution=source.resolution,
+        resolutions=", ".join(map(str, source.others)), flip=source.flip,
+        crop="square" if source.square else "buckets", checkpoint=settings.checkpoint or checkpoint_of(base))
     _check_latents(base, images)
     alone = place.locked() if distributed.rank() == 0 else nullcontext()
     with torch.inference_mode(False), torch.enable_grad(), differentiable(), alone:

@@ -58,7 +58,8 @@ def _loaded(source: Source, members: Sequence[Latent], most: int) -> list[Image.
     found = []
     for latent in members[::-(-len(members) // most)]:
         with contextlib.suppress(pictures.BadPicture):  # it has gone since it was encoded
-            pixels = pictures.load(Path(source.folder).expanduser() / latent.file, source.resolution, source.square)
+            pixels = pictures.load(Path(source.folder).expanduser() / latent.file,
+                                   latent.resolution or source.resolution, source.square)
             found.append(Image.fromarray((pixels * 255.0).round().byte().numpy()))
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -27,12 +27,13 @@ class LatentsGone(OSError):
 
 @dataclass(frozen=True)
 class Source:
-    """Which pictures, and how they are cut; see ``Settings``."""
+    """Which pictures, and how they are cut; see ``Settings``. ``others`` are its further resolutions."""
 
     folder: str
     resolution: int = 512
     square: bool = False
     flip: bool = True
+    others: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Latent:
         content: a hash of the picture's bytes, and of its mask's.
         masked: whether it has a mask.
         mirrored: how ``mask`` sees it.
+        resolution: at which it was cut, see ``Source``.
     """
 
     file: str
@@ -54,6 +56,7 @@ class Latent:
     content: str = field(default="", kw_only=True)
     masked: bool = field(default=False, kw_only=True)
     mirrored: bool = field(default=False, kw_only=True)
+    resolution: int = field(default=0, kw_only=True)
 
     def load(self, mirrored: bool) -> Tensor:
         """(C, h, w), float32; LatentsGone if they cannot be read."""
@@ -80,9 +83,9 @@ class Latents:
 
     def report(self, count: int = 10) -> str:
         """What was skipped, for people."""
-        masked = sum(latent.masked for latent in self.found)
-        lines = [f"{len(self.found)} pictures, {f'{masked} of them with masks, ' if masked else ''}"
-                 f"{len(self.skipped)} files skipped"]
+        masked = len({latent.file for latent in self.found if latent.masked})
+        lines = [f"{len({latent.file for latent in self.found})} pictures, "
+                 f"{f'{masked} of them with masks, ' if masked else ''}{len(self.skipped)} files skipped"]
         lines += [f"  {file}: {reason}" for file, reason in self.skipped[:count]]
         more = len(self.skipped) - count
         return "\n".join(lines + ([f"  and {more} more"] if more > 0 else []))
@@ -97,7 +100,7 @@ def cache(source: Source, folder: str | Path, autoencoder: str, encode: Encode,
     next time. Latents that nobody asked for in sixty days are deleted.
 
     Args:
-        source: the pictures.
+        source: the pictures, at all of its resolutions.
         folder: where caches are kept; files of one autoencoder and setting get a folder of their own.
         autoencoder: a text that identifies it and the precision it computes in.
         encode: the autoencoder.
@@ -107,6 +110,23 @@ def cache(source: Source, folder: str | Path, autoencoder: str, encode: Encode,
         ValueError: no usable picture.
         OSError: latents cannot be written; those that are stay.
     """
+    sizes = tuple(dict.fromkeys((source.resolution, *source.others)))
+    parts = [_cache(replace(source, resolution=size), folder, autoencoder, encode, _part_of(progress, k, len(sizes)))
+             for k, size in enumerate(sizes)]
+    known = {file for file, _ in parts[0].skipped}
+    return Latents(tuple(latent for part in parts for latent in part.found), parts[0].skipped + tuple(
+        (f"{file} at {size}", reason) for size, part in zip(sizes[1:], parts[1:], strict=True)
+        for file, reason in part.skipped if file not in known))
+
+
+def _part_of(progress: Callable[[int, int], None], part: int, parts: int) -> Callable[[int, int], None]:
+    """The progress of one of several parts of the same length."""
+    return lambda done, total: progress(part * total + done, parts * total)
+
+
+def _cache(source: Source, folder: str | Path, autoencoder: str, encode: Encode,
+           progress: Callable[[int, int], None]) -> Latents:
+    """``cache`` at one resolution."""
     name = hashlib.sha256(repr((autoencoder, source.resolution, source.square, source.flip)).encode()).hexdigest()[:16]
     place, paths = Path(folder) / name, pictures.files(source.folder)
     root = Path(source.folder).expanduser()
@@ -126,7 +146,7 @@ def cache(source: Source, folder: str | Path, autoencoder: str, encode: Encode,
                 entry = index.entry(content) or index.add(
                     content, _encode(path, mask, index.path(content), source, encode))
                 found.append(Latent(file, str(index.path(content)), tuple(entry["shape"]), content=content,
-                                    masked=mask is not None))
+                                    masked=mask is not None, resolution=source.resolution))
             except pictures.BadPicture as error:
                 skipped.append((file, str(error)))
             progress(number, len(paths))
