@@ -18,7 +18,7 @@ import torch
 
 from gcfg.training.run import state
 from gcfg.training.run.folder import RunFolder
-from gcfg.training.run.task import Diverged, Watch
+from gcfg.training.run.task import Diverged, OutOfMemory, Watch
 from gcfg.training.settings import OPTIMIZERS
 from gcfg.training.weights.optimizers import PACKAGES
 
@@ -192,6 +192,20 @@ def test_a_gradient_of_nan_is_never_saved(make, optimizer, precision, fused):
     assert newest.step == (4 if fused else 5)
     for name, tensor in newest.tensors().items():
         assert name == "history" or bool(torch.isfinite(tensor.float()).all()), name
+
+
+@pytest.mark.parametrize("rank, where", [(0, "from step 3"), (1, "from its last save")])
+def test_no_memory_for_an_update(make, monkeypatch, rank, where):
+    """It fails in one process alone; a later one does not know what the first has saved."""
+    def step(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    make("run", StopAfter(3)).run()
+    run = make("run")
+    monkeypatch.setattr("gcfg.training.run.distributed.rank", lambda: rank)
+    monkeypatch.setattr(run.optimizer, "step", step)
+    with pytest.raises(OutOfMemory, match=f"at the update of step 4 .*. The run goes on {where}. Choose a smaller"):
+        run.run()
+    assert state.latest(run.folder.states).step == 3
 
 
 def test_weights_that_are_not_finite_are_never_saved(make):

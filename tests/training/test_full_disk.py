@@ -5,6 +5,7 @@ The disk is a real small one (tmpfs), which other files fill at the moment in qu
 
 import contextlib
 import os
+import subprocess
 
 import pytest
 
@@ -97,6 +98,18 @@ def test_a_table_that_cannot_be_added_to(make, monkeypatch):
         run.run()
     os.rmdir(run.folder.table)
     assert make("run", save_every=100).step == 3
+
+
+def test_a_read_only_disk(make, small_disk, tmp_path):
+    (tmp_path / "runs").symlink_to(small_disk)
+    run = make("run", StopAfter(2))
+    run.run()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OSError, match="run's folder .* cannot be written .Read-only file system.; make it writable"):
+        make("run")
+    with pytest.raises(OSError, match="cannot be written .Read-only"), run.folder.locked():
+        pass
+    assert state.latest(run.folder.states).step == 2
 
 
 def test_too_little_space_for_the_states_is_said_before_the_first_step(make, small_disk, tmp_path):

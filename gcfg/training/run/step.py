@@ -45,7 +45,7 @@ class Stepper:
 
         Raises:
             Diverged: a loss or a gradient is not finite; no weight has been updated by it.
-            OutOfMemory: for the second time.
+            OutOfMemory: for the second time, or in the update of the weights.
             LatentsGone: of a picture.
         """
         self.whole, norm = True, math.nan
@@ -57,8 +57,10 @@ class Stepper:
                 norm = self._clip(step)
                 self.whole = False
                 self.optimizer.step(step, rate)
-        except Exception:
+        except Exception as error:
             self._drop_gradients()
+            if is_out_of_memory(error) and not isinstance(error, OutOfMemory):
+                raise OutOfMemory(f"out of memory at the update of step {step + 1} ({str(error)[:200]}).") from error
             raise
         self.whole = True
         return loss, norm

@@ -150,6 +150,21 @@ def test_a_deleted_run_folder_runs_again(base, train, tmp_path, monkeypatch):
     assert GCFGTrainConceptModel.fingerprint_inputs(run_name="discs") != before
 
 
+def test_the_precision_of_an_autoencoder_counts(tmp_path, folder):
+    class Counting(Vae):
+        calls = 0
+
+        def __init__(self, dtype):
+            self.vae_dtype = dtype
+
+        def encode(self, pixels):
+            Counting.calls += 1
+            return super().encode(pixels)
+    for dtype, calls in ((torch.float16, 24), (torch.float32, 48), (torch.float16, 48)):
+        images.prepare(dataset.Source(str(folder), 64), Counting(dtype), tmp_path / "latents")
+        assert Counting.calls == calls
+
+
 def test_masks_beside_pictures_count(base, train, folder, tmp_path):
     plain = train(base, held_out=0, output=str(tmp_path / "plain"))
     for picture in folder.glob("*.png"):
