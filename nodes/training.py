@@ -100,7 +100,8 @@ class GCFGTrainConceptModel(io.ComfyNode):
                     "Optimizer steps at which the run is complete. Raise it later to go on.")),
                 io.Combo.Input("method", options=list(choices.METHODS), default=DEFAULT.method, tooltip=(
                     "full: all weights, as in the paper. LoRA: low-rank weights on all layers, a small file that runs "
-                    "on the base's own copy of the weights, with far less memory.")),
+                    "on the base's own copy of the weights, with far less memory. LoHa, LoKr: these forms of a change "
+                    "of weights, under the empty prompt, for Load LoRA.")),
                 io.Int.Input("rank", default=DEFAULT.rank, min=1, max=1024, tooltip="Rank of the LoRA."),
                 io.Combo.Input("memory", options=list(choices.MEMORY), default=DEFAULT.memory, tooltip=(
                     "How much GPU memory to plan for. Smaller presets are slower; the batch stays the same.")),

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-METHODS = ("full", "LoRA")
+METHODS = ("full", "LoRA", "LoHa", "LoKr")
 CROPS = ("buckets", "square")
 SCHEDULES = ("constant", "cosine")
 TIMESTEPS = ("uniform", "logit-normal")
@@ -44,8 +44,8 @@ class Settings:
         run_name: name of the run folder; a run of that name goes on.
         target_steps: optimizer steps at which the run is complete.
         method: "full" trains all weights that are left in the null-text model, "LoRA" low-rank pairs on all linear and
-            convolution layers.
-        rank: of the LoRA.
+            convolution layers, "LoHa" and "LoKr" these forms, under the empty prompt.
+        rank: of the LoRA; of LoKr about the size of the smaller factor.
         memory: how much GPU memory to plan for.
         learning_rate: 1e-5 for "full"; 1e-4 suits "LoRA". A third of that for "lion", 1 for "prodigy".
         batch: pictures per optimizer step, over all micro-batches and processes.

@@ -17,6 +17,7 @@ from ...training.settings import Settings
 from ..concepts import concept
 from .models.captioned import with_lora
 from .models.empty_prompt import EmptyPrompt
+from .models.lycoris import KINDS
 from .models.network import unet_class
 
 README = """# {name}
@@ -102,21 +103,21 @@ class Export:
             checkpoint.write(kept, tensors, metadata)
 
 
-def finished(base: ModelPatcher, file: Path, state: Path) -> ModelPatcher | None:
+def finished(base: ModelPatcher, method: str, file: Path, state: Path) -> ModelPatcher | None:
     """The concept MODEL from its file, if that was written after the state was; None if it must be made again."""
     try:
         if file.stat().st_mtime < state.stat().st_mtime:
             return None
-        return concept.load(base, str(file))[0] if has_null_text_form(base) else with_lora(
+        return concept.load(base, str(file))[0] if has_null_text_form(base, method) else with_lora(
             base, checkpoint.read(file)[0])
     except (OSError, ValueError) as error:
         logging.info("GCFG: %s is made again (%s).", file.name, error)
         return None
 
 
-def has_null_text_form(base: ModelPatcher) -> bool:
-    """True for UNets with a cross-attention; False for transformers."""
-    return isinstance(base.model.diffusion_model, unet_class())
+def has_null_text_form(base: ModelPatcher, method: str) -> bool:
+    """True for UNets with a cross-attention; False for transformers, and for methods that only LoRA files can hold."""
+    return isinstance(base.model.diffusion_model, unet_class()) and method not in KINDS
 
 
 def checkpoint_of(base: ModelPatcher) -> str:

@@ -124,7 +124,7 @@ def _train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, 
                                        before.get("held_out", ()))
     training = dataset.repeated(training, settings.times())
     if newest is not None and newest.step >= settings.target_steps:
-        made = finished(base, place.path / f"{settings.run_name}.safetensors",
+        made = finished(base, settings.method, place.path / f"{settings.run_name}.safetensors",
                         state.path_of(place.states, newest.step))
         if made is not None:
             return Outcome(made, place, newest.history, newest.step)
@@ -145,7 +145,7 @@ def _train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, 
 def _form(base: ModelPatcher, newest: state.State | None, empty: list, settings: Settings, plan: memory.Plan,
           device: torch.device) -> Trainable | EmptyPrompt:
     """What is trained: the null-text form of a UNet, a LoRA under the empty prompt of anything else."""
-    if not has_null_text_form(base):
+    if not has_null_text_form(base, settings.method):
         comfy.model_management.unload_all_models()
         return EmptyPrompt(base, empty, settings, plan, device)
     features = newest.features if newest is not None else _features(base, empty, settings)

@@ -14,43 +14,29 @@ from ...nulltext.adapter import Adapter
 from ..randomness import generator
 
 
-class LowRank:
-    """Pairs y = W x + up (down x), added to a frozen network by hooks.
+class Added:
+    """What hooks add to the outputs of all linear and 2-d convolution layers of a network, which is frozen.
 
-    ``up`` (out, rank) starts at zero, ``down`` (rank, in, *kernel) as a layer of that shape would.
-
-    Args:
-        network: is frozen; its linear and 2-d convolution layers get pairs.
-        rank: of every pair, at most what the layer has.
-        seed: of the initial values.
-        device: of the pairs.
+    Attributes:
+        layers: these layers by name.
+        pairs: what is trained, by "<layer>/<part>".
     """
 
-    def __init__(self, network: nn.Module, rank: int, seed: int, device: torch.device | str = "cpu"):
+    def __init__(self, network: nn.Module):
         network.requires_grad_(False)
+        self.layers = {name: layer for name, layer in network.named_modules()
+                       if isinstance(layer, nn.Linear | nn.Conv2d)}
         self.pairs: dict[str, nn.Parameter] = {}
-        self._handles, self._active = [], True
-        layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-        for name, layer in layers:
-            weight = layer.weight
-            size = min(rank, weight.shape[0], weight.shape[1:].numel())
-            down = torch.empty((size, *weight.shape[1:]))
-            nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator(seed, "LoRA", name))
-            self.pairs[f"{name}/up"] = nn.Parameter(torch.zeros((weight.shape[0], size), device=device))
-            self.pairs[f"{name}/down"] = nn.Parameter(down.to(device))
-            self._handles.append(layer.register_forward_hook(self._adding(name)))
+        self._active = True
+        self._handles = [layer.register_forward_hook(self._adding(name)) for name, layer in self.layers.items()]
+
+    def added(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
+        """What is added to a layer's output for its input x."""
+        raise NotImplementedError
 
     def _adding(self, name: str):
         def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not self._active:
-                return output
-            x, up, down = args[0], self.pairs[f"{name}/up"], self.pairs[f"{name}/down"]
-            if not torch.is_autocast_enabled(x.device.type):
-                up, down = up.to(x.dtype), down.to(x.dtype)
-            if isinstance(layer, nn.Conv2d):
-                low = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
-                return output + F.conv2d(low, up[:, :, None, None])
-            return output + F.linear(F.linear(x, down), up)
+            return output + self.added(name, layer, args[0]) if self._active else output
         return hook
 
     @contextmanager
@@ -66,6 +52,38 @@ class LowRank:
         """Leave the network as it was."""
         while self._handles:
             self._handles.pop().remove()
+
+
+class LowRank(Added):
+    """Pairs y = W x + up (down x).
+
+    ``up`` (out, rank) starts at zero, ``down`` (rank, in, *kernel) as a layer of that shape would.
+
+    Args:
+        network: whose layers get pairs.
+        rank: of every pair, at most what the layer has.
+        seed: of the initial values.
+        device: of the pairs.
+    """
+
+    def __init__(self, network: nn.Module, rank: int, seed: int, device: torch.device | str = "cpu"):
+        super().__init__(network)
+        for name, layer in self.layers.items():
+            shape = layer.weight.shape
+            size = min(rank, shape[0], shape[1:].numel())
+            down = torch.empty((size, *shape[1:]))
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator(seed, "LoRA", name))
+            self.pairs[f"{name}/up"] = nn.Parameter(torch.zeros((shape[0], size), device=device))
+            self.pairs[f"{name}/down"] = nn.Parameter(down.to(device))
+
+    def added(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
+        up, down = self.pairs[f"{name}/up"], self.pairs[f"{name}/down"]
+        if not torch.is_autocast_enabled(x.device.type):
+            up, down = up.to(x.dtype), down.to(x.dtype)
+        if isinstance(layer, nn.Conv2d):
+            low = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
+            return F.conv2d(low, up[:, :, None, None])
+        return F.linear(F.linear(x, down), up)
 
 
 def to_adapter(pairs: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Adapter:

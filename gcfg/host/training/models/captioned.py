@@ -16,12 +16,13 @@ from ....nulltext.attention import cross_attention_blocks
 from ....training.memory import Plan
 from ....training.weights.low_rank import LowRank
 from ...concepts.concept import UNET
+from . import lycoris
 from .network import Network
 
 KEYS_AND_VALUES, LORA, ROWS = "K and V", "LoRA", "rows"
 METHODS = (KEYS_AND_VALUES, LORA, ROWS)
-"""What is trained of the network: keys and values of its cross-attention (arXiv 2405.17532, 2212.04488), low-rank pairs
-on all its layers, or nothing but the rows of new words."""
+"""What is trained of the network for a subject: keys and values of its cross-attention (arXiv 2405.17532, 2212.04488),
+low-rank pairs on all its layers, or nothing but the rows of new words."""
 
 
 class Captioned(Network):
@@ -29,7 +30,7 @@ class Captioned(Network):
 
     Args:
         base: the MODEL; its weight patches (LoRAs) count.
-        method: one of ``METHODS``; "K and V" needs a UNet.
+        method: one of ``METHODS``, of which "K and V" needs a UNet, or of ``lycoris.KINDS``.
         rank, seed: of the LoRA.
         plan: how it is trained.
         device: where.
@@ -51,6 +52,9 @@ class Captioned(Network):
         elif method == LORA:
             self.pairs = LowRank(self.network, rank, seed, device)
             self.parameters = self.pairs.pairs
+        elif method in lycoris.KINDS:
+            self.pairs = lycoris.Lycoris(self.network, method, rank, seed, device)
+            self.parameters = self.pairs.pairs
 
     def _keys_and_values(self) -> dict[str, nn.Parameter]:
         found = {name: parameter for name, parameter in self.network.named_parameters()
@@ -71,6 +75,8 @@ class Captioned(Network):
         if self.method == KEYS_AND_VALUES:
             return {f"{UNET}{name.removesuffix('.weight')}.diff":
                     value.detach().cpu().float() - self.before[name].cpu().float() for name, value in trained.items()}
+        if self.method in lycoris.KINDS:
+            return {UNET + name: value for name, value in self.pairs.tensors(trained).items()}
         tensors = {}
         for name in self.parameters:
             layer, _, part = name.rpartition("/")
@@ -90,7 +96,7 @@ def with_lora(base: ModelPatcher, tensors: Mapping[str, Tensor], strength: float
     patcher = base.clone()
     names = comfy.lora.model_lora_keys_unet(patcher.model, {})
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), names, log_missing=False)
-    layers = {key.partition(".lora_")[0].removesuffix(".diff") for key in tensors}
+    layers = {key.partition(".lora_")[0] if ".lora_" in key else key.rpartition(".")[0] for key in tensors}
     own = patcher.model.state_dict()
     fits = all(own[key].shape == patch[1][0].shape for key, patch in patches.items()
                if isinstance(patch, tuple) and patch[0] == "diff")

@@ -17,7 +17,7 @@ from ....training.memory import Plan
 from ....training.run.task import Task
 from ....training.settings import Settings, SettingsError
 from ...concepts.files import DTYPES
-from .captioned import LORA, Captioned, with_lora
+from .captioned import Captioned, with_lora
 
 
 class EmptyPrompt(Captioned):
@@ -32,15 +32,15 @@ class EmptyPrompt(Captioned):
         device: where.
 
     Raises:
-        SettingsError: another method than LoRA.
+        SettingsError: the method "full".
         ValueError: a model that cannot be trained.
     """
 
     def __init__(self, base: ModelPatcher, conditioning: list, settings: Settings, plan: Plan, device: torch.device):
-        if settings.method != "LoRA":
+        if settings.method == "full":
             raise SettingsError(f"{type(base.model.model_config).__name__} has no null-text form whose weights could "
                                 "all be trained; choose the method LoRA.")
-        super().__init__(base, LORA, settings.rank, settings.seed, plan, device)
+        super().__init__(base, settings.method, settings.rank, settings.seed, plan, device)
         self.settings = settings
         for layer in self.network.modules():
             if isinstance(layer, nn.LayerNorm):  # blocks add in place to what a norm has read and needs again
