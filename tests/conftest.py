@@ -4,6 +4,7 @@
 module ``nodes``. The packages that tests import are therefore loaded by location.
 """
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -53,3 +54,19 @@ def small_disk(tmp_path):
         pytest.skip(f"no disk can be mounted ({made.stderr.strip()})")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def filled():
+    """filled(disk): within, a disk has no byte left."""
+    @contextlib.contextmanager
+    def fill(disk):
+        ballast = disk / "ballast"
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        try:
+            yield
+        finally:
+            ballast.unlink()
+    return fill

@@ -18,31 +18,18 @@ from .test_crashes import remains
 from .test_loop import StopAfter, equal, final
 
 
-@contextlib.contextmanager
-def filled(disk):
-    """Within, a disk has no byte left."""
-    ballast = disk / "ballast"
-    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    try:
-        yield
-    finally:
-        ballast.unlink()
-
-
 class Fills(Watch):
-    """Fills the disk after a step."""
+    """Enters a context after a step."""
 
-    def __init__(self, disk, step):
-        self.disk, self.step, self.full = disk, step, contextlib.ExitStack()
+    def __init__(self, filled, step):
+        self.filled, self.step, self.full = filled, step, contextlib.ExitStack()
 
     def progress(self, step, steps, loss):
         if step == self.step:
-            self.full.enter_context(filled(self.disk))
+            self.full.enter_context(self.filled)
 
 
-def test_at_the_start(make, small_disk, tmp_path):
+def test_at_the_start(make, small_disk, filled, tmp_path):
     (tmp_path / "runs").symlink_to(small_disk)
     with filled(small_disk), pytest.raises(OSError, match="run's folder .* cannot be written .No space left"):
         make("run")
@@ -50,10 +37,10 @@ def test_at_the_start(make, small_disk, tmp_path):
 
 
 @pytest.mark.parametrize("step", [2, 3])  # in the middle of the time between saves, and just before one
-def test_in_training(make, small_disk, tmp_path, step):
+def test_in_training(make, small_disk, filled, tmp_path, step):
     (tmp_path / "runs").symlink_to(small_disk)
     make("run", StopAfter(1)).run()
-    watch = Fills(small_disk, step)
+    watch = Fills(filled(small_disk), step)
     run = make("run", watch, save_every=3)
     with pytest.raises(OSError, match=r"could not be written \(.*No space left.*\). Free some space.* from step 1\."):
         run.run()
@@ -65,7 +52,7 @@ def test_in_training(make, small_disk, tmp_path, step):
     assert equal(final(again), final(whole)) and again.folder.table.read_text() == whole.folder.table.read_text()
 
 
-def test_while_latents_are_written(small_disk, tmp_path):
+def test_while_latents_are_written(small_disk, filled, tmp_path):
     pictures, calls = draw_pictures(tmp_path / "p", 12), []
     source = dataset.Source(str(pictures), 64)
 

@@ -124,26 +124,13 @@ def test_a_signal_in_every_phase(begin, whole, tmp_path, monkeypatch, phase, num
     assert [key for key in ours if not torch.equal(ours[key].nan_to_num(), whole[key].nan_to_num())] == []
 
 
-@contextlib.contextmanager
-def filled(disk):
-    """Within, a disk has no byte left."""
-    ballast = disk / "ballast"
-    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    try:
-        yield
-    finally:
-        ballast.unlink()
-
-
 @pytest.mark.parametrize("phase, said", [
     ("loading", "latents in .* cannot be written .No space left on device.; free some space"),
     ("encoding", "latents in .* cannot be written .No space left on device.; free some space"),
     ("measuring", "run's folder .* cannot be written .No space left on device.; make it writable, free some space"),
     ("saving", "the state of step 2 could not be written .*No space left.* Free some space .* from the beginning"),
     ("exporting", "concept model could not be written to .*No space left.* the state of step 2 is saved. Free some")])
-def test_a_full_disk_in_every_phase(begin, small_disk, monkeypatch, phase, said):
+def test_a_full_disk_in_every_phase(begin, small_disk, filled, monkeypatch, phase, said):
     with contextlib.ExitStack() as full, monkeypatch.context() as patched:
         at(patched, phase, lambda: full.enter_context(filled(small_disk)))
         code, line = begin(small_disk, target_steps=2, preview_every=0)
@@ -153,7 +140,7 @@ def test_a_full_disk_in_every_phase(begin, small_disk, monkeypatch, phase, said)
     assert (small_disk / "discs" / "discs.safetensors").stat().st_size > 1000
 
 
-def test_a_preview_on_a_full_disk_ends_nothing(begin, small_disk, monkeypatch, caplog):
+def test_a_preview_on_a_full_disk_ends_nothing(begin, small_disk, filled, monkeypatch, caplog):
     with contextlib.ExitStack() as full:
         at(monkeypatch, "preview", lambda: full.enter_context(filled(small_disk)))
         begin(small_disk, target_steps=2, save_every=1)
