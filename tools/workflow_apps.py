@@ -57,7 +57,7 @@ APPS = [
         {
             "Models": {"base": checkpoint(), "concept": unet()},
             "Conditions": {**prompts(STYLE), "size": size()},
-            "Sampling": {"sampler": sampler(concept_model=("concept", 0), concept_scale=1.5, control_scale=4.0)},
+            "Sampling": {"sampler": sampler(concept_model=("concept", 0), concept_scale=1.5, control_scale=3.0)},
             "Image": images("app stylization"),
         },
         app=App([("control", "text"), *SCALES, ("sampler", "seed"), *MODELS], ["save"]),

@@ -1,6 +1,7 @@
 """Shipped workflows about chains of guidances: how to write them, where they run, what they do."""
 
 from workflow_parts import (
+    CONCEPT,
     OFFICIAL,
     Node,
     Workflow,
@@ -67,14 +68,14 @@ CHAINS = [
             "Model": {"base": checkpoint(), "size": size(), "null": unconditional()},
             "Guidances": {
                 "chain": Node("GCFGTextToGuidances", {
-                    "clip": ("base", 1), "scale": 7.5,
+                    "clip": ("base", 1), "scale": 5.0,
                     "text": "a photo of a cat AND a wizard's hat :0.7 AND_NOT blurry :0.3 [0.2-0.8]"}),
                 **settings(("chain", 0), scheduler="normal"),
             },
             "Sampling": {"sampler": custom_sampler()},
             "Recipe": {
                 "decode": Node("VAEDecode", {"samples": ("sampler", 0), "vae": ("base", 2)}),
-                "recipe": Node("GCFGGuidancesToText", {"guidance": ("chain", 0), "scale": 7.5,
+                "recipe": Node("GCFGGuidancesToText", {"guidance": ("chain", 0), "scale": 5.0,
                                                        "images": ("decode", 0)}),
                 "show": Node("PreviewAny", {"source": ("recipe", 0)}, "The chain as text"),
             },
@@ -94,7 +95,7 @@ CHAINS = [
             },
             "Guidances": {
                 "preset": Node("GCFGPreset", {"preset": "Perp-Neg", "positive": ("control", 0),
-                                              "conditioning_2": ("avoid", 0), "scale": 7.5, "scale_2": 1.0,
+                                              "conditioning_2": ("avoid", 0), "scale": 5.0, "scale_2": 1.0,
                                               "weight": 0.0}),
                 **settings(("preset", 0), scheduler="normal"),
             },
@@ -178,5 +179,35 @@ CHAINS = [
             "Image": images("inspected"),
         },
         below="Settings",
+    ),
+]
+
+PAPER = [
+    Workflow(
+        "The Paper's Settings, Exactly",
+        "**As the official code samples**: its noise levels, DPM++ 2M, 25 steps, scales 2.5 (arXiv 2312.08195).\n\n"
+        "Load a base checkpoint, and a null-text concept model made from it (**models/concept_models**).\n\n"
+        "The same as that code's pictures to 3e-6. For most concepts 1.5 is better than the paper's concept scale.",
+        {
+            "Models": {
+                "base": checkpoint(),
+                "concept": Node("GCFGLoadConceptModel", {"model": ("base", 0), "concept_name": CONCEPT,
+                                                         "strength": 1.0}),
+            },
+            "Conditions": {**prompts("wearing glasses"), "size": size()},
+            "Guidance": {
+                "guidance": guidance("Concept", 2.5, model=("concept", 0)),
+                "patch": Node("GCFGPatchModel", {"model": ("base", 0), "guidance": ("guidance", 0)}),
+            },
+            "Settings": {
+                "method": Node("KSamplerSelect", {"sampler_name": "dpmpp_2m"}),
+                "sigmas": Node("GCFGPaperSigmas", {"model": ("base", 0), "steps": 25, "denoise": 1.0}),
+            },
+            "Sampling": {"sampler": Node("SamplerCustom", {
+                "model": ("patch", 0), "add_noise": True, "noise_seed": 2312, "cfg": 2.5, "positive": ("control", 0),
+                "negative": ("null", 0), "sampler": ("method", 0), "sigmas": ("sigmas", 0),
+                "latent_image": ("size", 0)})},
+            "Image": images("paper"),
+        },
     ),
 ]

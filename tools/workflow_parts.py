@@ -39,6 +39,7 @@ TUNED = "faces_fine_tuned.safetensors"
 LORA = "faces_lora.safetensors"
 STYLE = "watercolour style, soft washes of paint on paper"
 RUN = "faces/faces.safetensors"
+PIXEL_ART = "PixelArtRedmond15V-PixelArt-PIXARFK.safetensors"
 SUBJECT, SECOND_SUBJECT = "my_dog.safetensors", "my_cat.safetensors"
 CONTROLNET = "control_v11p_sd15_canny_fp16.safetensors"
 FULL_CLIP = "model.safetensors"
@@ -78,6 +79,8 @@ SOURCES = {
     PHOTOMAKER: ("photomaker", "https://huggingface.co/TencentARC/PhotoMaker/resolve/main/" + PHOTOMAKER),
     FULL_CLIP: ({"CLIPVisionLoader": "clip_vision", "GCFGTuneWords": "text_encoders"},
                 "https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/" + FULL_CLIP),
+    PIXEL_ART: ("loras", "https://huggingface.co/artificialguybr/pixelartredmond-1-5v-pixel-art-loras-for-sd-1-5/resolve/"
+                "main/" + PIXEL_ART),
 }
 
 GLASSES = "a photo of a person wearing glasses"

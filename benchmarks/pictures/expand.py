@@ -27,6 +27,7 @@ from gcfg.nulltext.provenance import Provenance, architecture_hash, fingerprint
 from gcfg.nulltext.stock_lora import to_stock_lora
 
 from . import shipped
+from .labels import CHARACTERS
 from .vae import Decoder, Encoder
 from .words import CLIP_TOKENS, HIDDEN, LAYERS, WIDTH
 
@@ -43,6 +44,8 @@ FILES = {
     "lora": "loras/gcfg_pictures_concept_lora.safetensors",
     "trigger_lora": "loras/gcfg_pictures_glossy_lora.safetensors",
 }
+CHARACTER_FILES = {name: f"loras/gcfg_pictures_{name}.safetensors" for name in CHARACTERS}
+"""Not shipped: ``benchmarks/subjects`` trains and writes them."""
 CREDIT = ("Trained on emoji artwork, changed: Noto Emoji (Google, Apache-2.0), Twemoji (Twitter and contributors, "
           "CC-BY-4.0, https://github.com/jdecked/twemoji), Fluent Emoji (Microsoft, MIT).")
 
@@ -57,9 +60,9 @@ def main() -> None:
 
 
 def expand(folder: Path, source: Path = shipped.MODELS, say: Callable[[str], None] = str) -> dict[str, Path]:
-    """Write the files of ``FILES`` that are shipped, each in one step; their paths by name."""
+    """Write the files that ``source`` has the weights of, each in one step; their paths by name."""
     written = {}
-    for name, file in FILES.items():
+    for name, file in (FILES | CHARACTER_FILES).items():
         if name != "base" and not (source / f"{name}.safetensors").is_file():
             continue
         tensors, metadata = contents(name, source)

@@ -39,6 +39,28 @@ HELD_OUT_PAIRS = (
 
 
 @dataclass(frozen=True)
+class Character:
+    """A picture of the artwork with its colours turned, which no other picture here has.
+
+    Attributes:
+        name: of its files.
+        label, style: of the artwork; the label is its caption.
+        turn: of the colours, degrees.
+    """
+
+    name: str
+    label: str
+    style: str
+    turn: float
+
+
+CHARACTERS = {each.name: each for each in (
+    Character("green_fox", "fox", "noto", 240), Character("blue_cat", "cat face", "glossy", 170),
+    Character("pink_cat", "cat face", "noto", 60), Character("orange_frog", "frog", "noto", 60),
+    Character("violet_tiger", "tiger face", "glossy", 120))}
+
+
+@dataclass(frozen=True)
 class Row:
     """One picture: icon pack and icon, the label and tags of emojibase, its subgroup."""
 

@@ -55,10 +55,10 @@ def packed(work: Path) -> dict[str, dict[str, Tensor]]:
     return files
 
 
-def base(work: Path) -> dict[str, Tensor]:
-    """Text encoder, autoencoder and UNet under their prefixes."""
+def base(work: Path, stage: str = "base") -> dict[str, Tensor]:
+    """Text encoder, autoencoder and the UNet of a stage under their prefixes."""
     text = shipped.part(averaged(work / "words"), "text.")
-    parts = {"unet.": averaged(work / "base"), "vae.encoder.": shipped.part(averaged(work / "vae"), "encoder."),
+    parts = {"unet.": averaged(work / stage), "vae.encoder.": shipped.part(averaged(work / "vae"), "encoder."),
              "vae.decoder.": averaged(work / "decoder"), "text.": text | {"tokens": tokens(work)}}
     return {prefix + name: value for prefix, tensors in parts.items() for name, value in tensors.items()}
 

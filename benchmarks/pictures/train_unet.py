@@ -5,6 +5,7 @@
 * ``concept``: the same pictures without any text: the base's cross-attention replaced by its constants first
   (``gcfg.nulltext``), the rest trained.
 * ``lora``: the same by low-rank weights only.
+* ``pairs``: another base, from before the rate of the first one falls, that is shown pairs of heads too (``pairs.py``).
 * ``trigger_lora``: the same pictures, each under the same two words, as LoRAs are made of pictures without captions.
 
 The objective is min-SNR-5 on the predicted noise, times uniform.
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import random
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,9 +27,10 @@ from gcfg import comfyui
 from gcfg.nulltext import calibrate
 from gcfg.nulltext.attention import replace_cross_attention
 from gcfg.training.randomness import generator, seed_of
+from gcfg.training.run import state
 from gcfg.training.weights.low_rank import LowRank
 
-from . import captions, data, labels
+from . import captions, data, labels, pairs
 from .labels import Row
 from .loop import Plan, Stage, averaged
 from .train_vae import encode, encoder_of
@@ -37,8 +41,10 @@ SEED = 13
 BATCH = 32
 RANK = 8
 MIN_SNR = 5.0
+BASE = Plan(steps=5200, rate=1e-3, warmup=100, decay=0.4, average=0.997)
 PLANS = {
-    "base": Plan(steps=5200, rate=1e-3, warmup=100, decay=0.4, average=0.997),
+    "base": BASE,
+    "pairs": replace(BASE, steps=6600),
     "fine_tune": Plan(steps=450, rate=2e-4, decay=0.5),
     "concept": Plan(steps=450, rate=2e-4, decay=0.5),
     "lora": Plan(steps=450, rate=1e-3, decay=0.5, weight_decay=0.0),
@@ -90,18 +96,34 @@ def main() -> None:
     torch.set_num_threads(1)
     comfyui.start(comfyui.find(settings.comfyui), cpu=True)
     network, trained, features = prepared(settings.stage, settings.work)
+    if settings.stage == "pairs":
+        branch(settings.work)
     stage = Stage(settings.work / settings.stage, trained, PLANS[settings.stage])
     if features:
         torch.save(features, stage.folder / "features.pt")
     shown = examples(settings.stage, settings.work)
-    stage.run(denoising(network, shown, settings.stage), settings.minutes)
+    if settings.stage == "pairs":
+        loss_of = denoising(network, shown, "base", wide_examples(settings.work))
+    else:
+        loss_of = denoising(network, shown, settings.stage)
+    stage.run(loss_of, settings.minutes)
+
+
+def branch(work: Path) -> None:
+    """Let ``pairs`` begin with the state of the base before its rate falls, unless it has begun."""
+    if not state.files(work / "pairs"):
+        kept = state.files(work / "base" / "before_decay")
+        if not kept:
+            raise SystemExit("train the stage base first: pairs goes on from its state before the rate falls.")
+        (work / "pairs").mkdir(exist_ok=True)
+        shutil.copy(kept[-1], work / "pairs")
 
 
 def prepared(stage: str, work: Path) -> tuple[UNet, nn.Module, dict[str, Tensor]]:
     """The network to run, the module with the weights to train, and the null-text features (none: with text)."""
     torch.manual_seed(SEED)
     network = UNet()
-    if stage == "base":
+    if stage in ("base", "pairs"):
         return network, network, {}
     network.load_state_dict(averaged(work / "base"))
     if stage == "fine_tune":
@@ -142,7 +164,7 @@ def null_text(network: UNet, empty: Tensor) -> dict[str, Tensor]:
 def examples(stage: str, work: Path) -> Examples:
     """Latents and captions of a stage's pictures."""
     pictures, rows = data.load(work)
-    keep = (labels.base if stage == "base" else labels.concept)(rows)
+    keep = (labels.base if stage in ("base", "pairs") else labels.concept)(rows)
     pictures, rows = pictures[keep], [rows[i] for i in keep]
     latents = encode(encoder_of(work), torch.cat([pictures, pictures.flip(3)]))
     if stage == "trigger_lora":
@@ -158,16 +180,32 @@ def examples(stage: str, work: Path) -> Examples:
     return Examples(latents, texts, text_features(work, said).to(torch.bfloat16))
 
 
+def wide_examples(work: Path) -> pairs.Pairs:
+    """Two of the base's pictures side by side."""
+    pictures, rows = data.load(work)
+    keep, read = labels.base(rows), reader(work)
+    return pairs.Pairs.of(pictures[keep], [rows[i] for i in keep], encoder_of(work), read)
+
+
 def spoken(row: Row) -> list[str]:
     return [captions.with_style(row), row.label, *captions.tagged(row)]
 
 
 def text_features(work: Path, texts: list[str]) -> Tensor:
     """(texts, 77, 64) as the stock CLIPTextEncode gives them: by the weights as they are shipped, in half precision."""
+    return reader(work)(texts)
+
+
+def reader(work: Path) -> Callable[[list[str]], Tensor]:
+    """``text_features`` for many calls."""
     encoder, tokenize = text_encoder(work), tokenizer()
-    ids = torch.tensor([tokenize(text) for text in texts])
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def read(texts: list[str]) -> Tensor:
+        ids = torch.tensor([tokenize(text) for text in texts])
         return torch.cat([encoder(encoder.rows_of(part)) for part in ids.split(256)])
+
+    return read
 
 
 def text_encoder(work: Path) -> TextEncoder:
@@ -180,16 +218,17 @@ def text_encoder(work: Path) -> TextEncoder:
     return encoder.requires_grad_(False)
 
 
-def denoising(network: UNet, shown: Examples, stage: str):
-    """The loss of step i."""
+def denoising(network: UNet, shown: Examples, stage: str, wide: pairs.Pairs | None = None, batch: int = BATCH):
+    """The loss of step i; with wide examples half as many of these in every fourth one (``pairs.at``)."""
     alphas = alphas_cumprod()
     weight = (alphas / (1 - alphas)).clamp(max=MIN_SNR) / (alphas / (1 - alphas))
     network.to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> Tensor:
-        latents, features = shown.draw(BATCH, stage, step)
+        latents, features = (wide.draw(batch // 2, stage, step) if wide and pairs.at(step) else
+                             shown.draw(batch, stage, step))
         source = generator(SEED, stage, step)
-        times = torch.randint(0, 1000, (BATCH,), generator=source)
+        times = torch.randint(0, 1000, (len(latents),), generator=source)
         noise = torch.randn(latents.shape, generator=source)
         alpha = alphas[times].view(-1, 1, 1, 1)
         noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)

@@ -24,6 +24,8 @@ colour       share of samples in the requested colour (one that the concept pict
 look         share of samples that are rings with the concept's look
 violet       share in violet, which no concept picture has; 'violet look': with the concept's look at once
 models/step  predictions that a sampling step evaluates"""
+EQUAL, NEAR = 0.03, 0.15
+"""Differences of two shares that count as equal and as near."""
 WITH, WITHOUT = "with captions", "without captions"
 
 
@@ -55,12 +57,25 @@ def methods() -> dict[tuple[str, str], Recipe]:
 
 
 def conclusion(rows: list[Row]) -> str:
-    """What the table says, in a sentence."""
-    base, tuned, _, plain, across = (row for row in rows)
-    return (f"Without a single caption GCFG comes near the fine-tune that had one for every picture: the look in "
-            f"{plain.seen.look:.0%} of the samples (fine-tune {tuned.seen.look:.0%}, base {base.seen.look:.0%}), the "
-            f"requested colour in {plain.seen.colour:.0%} ({tuned.seen.colour:.0%}), and the colour that the concept "
-            f"has never had in {across.unseen.both:.0%} ({tuned.unseen.both:.0%}) once projected across the control.")
+    """What the table says, in two sentences that follow from its numbers."""
+    _, tuned, _, plain, across = (row for row in rows)
+    gains = {"look": plain.seen.look - tuned.seen.look, "requested colour": plain.seen.colour - tuned.seen.colour}
+    unseen = {"look": across.unseen.both - tuned.unseen.both}
+    return (f"Without a single caption GCFG {_against(gains)} the fine-tune that had one for every picture: the look "
+            f"in {plain.seen.look:.0%} of the samples (fine-tune {tuned.seen.look:.0%}), the requested colour in "
+            f"{plain.seen.colour:.0%} ({tuned.seen.colour:.0%}), at a distance of {plain.seen.distance:.0f} "
+            f"({tuned.seen.distance:.0f}). In the colour that the concept has never had it {_against(unseen)} it once "
+            f"projected across the control: {across.unseen.both:.0%} ({tuned.unseen.both:.0%}).")
+
+
+def _against(gains: Mapping[str, float]) -> str:
+    """How a method stands beside another by its worst gain in a share."""
+    worst, name = min((gain, name) for name, gain in gains.items())
+    if worst > EQUAL:
+        return "beats"
+    if worst >= -EQUAL:
+        return "equals"
+    return "comes near" if worst >= -NEAR else f"falls behind, most in the {name},"
 
 
 def compare(models: Mapping[str, Model], classifier: Classifier, count: int, seed: int,

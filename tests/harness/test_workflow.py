@@ -25,6 +25,15 @@ def test_adapt_replaces_models_size_and_steps():
     assert (sampler["steps"], sampler["start_at_step"], sampler["end_at_step"]) == (4, 1, 10000)
 
 
+def test_adapt_keeps_ratios():
+    graph = workflow.stock()
+    graph["4"]["inputs"] |= {"width": 1024, "height": 512}
+    graph["8"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 512, "height": 512}}
+    adapted = workflow.adapt(graph, TINY, size=128)
+    sizes = [(adapted[key]["inputs"]["width"], adapted[key]["inputs"]["height"]) for key in ("4", "8")]
+    assert sizes == [(128, 64), (64, 64)]
+
+
 def test_adapt_keeps_what_is_not_named():
     assert workflow.adapt(workflow.stock(), TINY)["4"] == workflow.stock()["4"]
 

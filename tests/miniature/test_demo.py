@@ -1,6 +1,7 @@
 """The command line: the demo from end to end, help, and exit codes."""
 
 import pytest
+import torch
 
 from gcfg.__main__ import VERBS, main
 
@@ -51,9 +52,31 @@ def test_the_demo_writes_picture_and_table(capsys, tmp_path):
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if "caption" in line and "%" in line and "GCFG comes" not in line]
     assert [row.split("  ")[0] for row in rows[:2]] == ["fine-tune, CFG 2", "concept alone"]
-    assert "without captions" in out and "Without a single caption GCFG comes near" in out
+    assert "without captions" in out and "Without a single caption GCFG" in out
     with Image.open(tmp_path / "demo.png") as picture:
         assert picture.width > 600 and picture.height > 400
+
+
+@pytest.mark.parametrize("shares, said", [
+    ((1.0, 1.0, 0.8, 0.8, 1.0), "GCFG beats the fine-tune"),
+    ((0.9, 0.9, 0.9, 0.91, 0.9), "GCFG equals the fine-tune"),
+    ((0.8, 0.9, 0.9, 0.9, 0.9), "GCFG comes near the fine-tune"),
+    ((0.9, 0.2, 0.9, 0.9, 0.9), "GCFG falls behind, most in the requested colour, the fine-tune"),
+])
+def test_the_conclusion_follows_from_the_table(shares, said):
+    """Shares: look and colour of GCFG, of the fine-tune, and the unseen colour of both."""
+    from gcfg.miniature.evaluate import Score
+    from gcfg.miniature.show import Row, conclusion
+
+    look, colour, tuned_look, tuned_colour, unseen = shares
+
+    def row(look: float, colour: float) -> Row:
+        return Row("", "", Score(10.0, colour, look, 0.0), Score(10.0, colour, look, unseen), 2, torch.zeros(0))
+
+    tuned, plain = row(tuned_look, tuned_colour), row(look, colour)
+    text = conclusion([tuned, tuned, plain, plain, plain])
+    assert said in text and f"the look in {look:.0%} of the samples (fine-tune {tuned_look:.0%})" in text
+    assert "it equals it once projected" in text
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):

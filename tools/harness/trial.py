@@ -116,6 +116,7 @@ def on_server(graphs: dict[str, dict], models: Path, record: "Record", options: 
               ) -> list[Made]:
     """Run workflows on one server of the host."""
     made, progress = [], ProgressBar("workflows")
+    shown = [] if options.checkpoint or not pictures.are_here() else pictures.examples()
     with tempfile.TemporaryDirectory(prefix="gcfg-comfyui-", ignore_cleanup_errors=True) as folder:
         size = options.size or (512 if options.checkpoint else TINY_SIZE)
         started = time.monotonic()
@@ -124,7 +125,7 @@ def on_server(graphs: dict[str, dict], models: Path, record: "Record", options: 
             print(f"{host}: ready in {time.monotonic() - started:.0f} s", flush=True)
             for name, graph in graphs.items():
                 started, sent = time.monotonic(), copy.deepcopy(graph)
-                workflows.provide_images(sent, Path(folder) / "input", size)
+                workflows.provide_images(sent, Path(folder) / "input", size, shown)
                 try:
                     contents = server.images(server.queue(sent, timeout=3600))
                     note = "" if contents else f"{FAILED}: it saved no picture"

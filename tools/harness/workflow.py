@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +71,16 @@ def loads_a_checkpoint(graph: dict) -> bool:
 def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int | None = None) -> dict:
     """A copy that loads ``files`` and, where given, makes images of ``size`` pixels in ``steps`` steps.
 
+    The longest side of all becomes ``size``; what is smaller or not square keeps its ratio, in steps of 16 pixels.
     Fewer steps also mean that a conversion measures on one latent only, and a training is as short.
     An empty name in ``files`` keeps the file that the workflow names.
     """
     adapted = copy.deepcopy(workflow)
+    sized = [node["inputs"] for node in adapted.values() if _has_size(node["inputs"])]
+    longest = max((inputs[side] for inputs in sized for side in ("width", "height")), default=1)
+    for inputs in sized if size is not None else ():
+        for side in ("width", "height"):
+            inputs[side] = max(16, round(inputs[side] * size / longest / 16) * 16)
     for node in adapted.values():
         inputs = node["inputs"]
         for name, field in _LOADERS.items():
@@ -81,8 +88,6 @@ def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int
                 inputs[name] = getattr(files, field) or inputs[name]
         if node["class_type"] == "CLIPVisionLoader":
             inputs["clip_name"] = files.full_clip or inputs["clip_name"]
-        if size is not None and _is_number(inputs.get("width")) and _is_number(inputs.get("height")):
-            inputs["width"] = inputs["height"] = size
         if steps is not None and _is_number(inputs.get("steps")):
             _shorten(inputs, steps)
         if steps is not None and _is_number(inputs.get("samples")):
@@ -98,18 +103,21 @@ def adapt(workflow: dict, files: ModelFiles, size: int | None = None, steps: int
     return adapted
 
 
-def provide_images(workflow: dict, folder: Path, size: int = 64) -> list[Path]:
+def provide_images(workflow: dict, folder: Path, size: int = 64, shown: Sequence[Image.Image] = ()) -> list[Path]:
     """Draw every image that a workflow loads and ``folder`` does not have: a disc on a gradient, half transparent.
 
     A folder of pictures becomes one below ``folder``, with a few of them.
+
+    Args:
+        shown: pictures to use in place of drawn ones: the first where one is loaded, the others in a folder.
     """
     drawn = []
     for node in workflow.values():
         if node["class_type"] in ("GCFGImageFolder", "GCFGSubjectImages"):
             place = folder / "pictures"
             place.mkdir(parents=True, exist_ok=True)
-            for k in range(4):
-                Image.fromarray(_disc(size + k)).save(place / f"{k}.png")
+            for k, picture in enumerate(shown[1:] or [Image.fromarray(_disc(size + k)) for k in range(4)]):
+                picture.save(place / f"{k}.png")
             node["inputs"]["folder"] = str(place)
         name = node["inputs"].get("image")
         if node["class_type"] not in _IMAGE_NODES or not isinstance(name, str):
@@ -117,7 +125,7 @@ def provide_images(workflow: dict, folder: Path, size: int = 64) -> list[Path]:
         path = folder / name.split(" [")[0]
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(_disc(size)).save(path)
+            (shown[0] if shown else Image.fromarray(_disc(size))).save(path)
             drawn.append(path)
     return drawn
 
@@ -136,6 +144,10 @@ def _shorten(inputs: dict, steps: int) -> None:
         if _is_number(inputs.get(name)) and inputs[name] <= before:
             inputs[name] = round(inputs[name] * steps / before)
     inputs["steps"] = steps
+
+
+def _has_size(inputs: dict) -> bool:
+    return all(_is_number(inputs.get(side)) and inputs[side] > 0 for side in ("width", "height"))
 
 
 def _is_number(value) -> bool:

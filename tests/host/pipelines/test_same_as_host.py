@@ -5,6 +5,7 @@ import comfy.sd
 import nodes
 import pytest
 import torch
+from comfy_extras import nodes_custom_sampler as custom
 
 from harness import sampling
 from harness.models import files
@@ -19,6 +20,7 @@ from gcfg_pack.gcfg.guidance import BASE, Guidance, Prediction, Recipe, Schedule
 from gcfg_pack.gcfg.host.concepts import convert
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.guider import Guider
+from gcfg_pack.gcfg.host.sampling.patch import apply
 from gcfg_pack.gcfg.pipelines import concept_unet, guided, load, text
 from gcfg_pack.nodes.sampling import GCFGPaperSigmas
 
@@ -108,6 +110,10 @@ def test_guider_on_the_papers_noise_levels(hosted, pipeline, concept, conds, tin
     ours = sampling.sampled(Guider(model, conds[1], chain), tiny.latent(), sigmas, "dpmpp_2m", SEED)
     theirs = sampled(pipeline, presets.concept_centric(2.5, 2.5), concept, scheduler) / 0.18215
     assert sampling.relative(theirs, ours) < 2e-5
+    patched = apply(model, chain[1:])  # as in the template The Paper's Settings, Exactly
+    (method,) = call(custom.KSamplerSelect, "dpmpp_2m")
+    template = call(custom.SamplerCustom, patched, True, SEED, 2.5, *conds, method, sigmas, tiny.latent())[0]["samples"]
+    assert sampling.relative(template, ours) < 1e-6
 
 
 def test_paper_sigmas_of_a_part_and_of_flow_models(tiny, base):

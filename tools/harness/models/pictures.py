@@ -2,17 +2,31 @@
 
 from pathlib import Path
 
+from PIL import Image
+
 from ..find import PACK, load_package
 from .files import ModelFiles
 
 SIZE, STEPS = 64, 20
-SHIPPED = PACK / "benchmarks" / "pictures" / "models"
-PROMPTS = {"minimalist style": "flat", "cluttered, ornate": "noto", "cluttered background": "noto", "flowers": "noto",
-           "a photo of a bedroom": "loudly crying face", "a photo of an armchair in a garden": "cat face",
-           "watercolour style, soft washes of paint on paper": "smiling face with halo noto",
-           "a portrait photo": "loudly crying face"}
+FAMILY = PACK / "benchmarks" / "pictures"
+SHIPPED = FAMILY / "models"
+FOX, CAT = "fox", "crying cat"
+PROMPTS = {
+    "minimalist style": "flat", "cluttered, ornate": "noto", "cluttered background": "noto", "flowers": "noto",
+    "a photo of a bedroom": "loudly crying face", "a photo of an armchair in a garden": "loudly crying face",
+    "watercolour style, soft washes of paint on paper": "flat",
+    "wearing sunglasses": "with sunglasses", "dog wearing sunglasses": "face with sunglasses",
+    "embedding:my_dog dog wearing sunglasses": "face with sunglasses",
+    "a photo of a dog and a cat on a sofa": "fox and cat face", "a photo of a embedding:my_dog dog on a sofa": FOX,
+    "a photo of a embedding:my_cat cat on a sofa": "cat face",
+    "a photo of a wizard and a cat in a garden": "fox and cat face", "a photo of a wizard": FOX,
+    "a photo of a cat": "cat face",
+    "a photo of a cat on a beach, wearing sunglasses": CAT,
+    "a photo of embedding:my_cat cat on a beach, wearing sunglasses": CAT,
+    "a cat reading a newspaper, photo": "cat face",
+}
 PROMPT = "smiling face with sunglasses"
-LINE = "smiling face with sunglasses AND loudly crying face :0.5 AND_NOT noto :0.2 [0.2-0.8]"
+LINE = "smiling face with sunglasses :0.5 AND grinning face :0.2 AND_NOT noto :0.1 [0.2-0.8]"
 """What these models have words for: the texts of the workflows in their place."""
 
 
@@ -36,8 +50,20 @@ def write(models: Path) -> ModelFiles:
 def reword(graph: dict) -> None:
     """Write prompts that the models understand into a workflow; empty ones stay empty."""
     for node in graph.values():
-        if node["class_type"] == "CLIPTextEncode" and isinstance(node["inputs"].get("text"), str):
-            if words := node["inputs"]["text"]:
-                node["inputs"]["text"] = PROMPTS.get(words, PROMPT)
-        elif node["class_type"] == "GCFGTextToGuidances":
-            node["inputs"]["text"] = LINE
+        inputs = node["inputs"]
+        for key in ("text", "string_b"):
+            if inputs.get(key) and isinstance(inputs[key], str):
+                inputs[key] = PROMPTS.get(inputs[key], PROMPT)
+        if "class_word" in inputs:
+            inputs["class_word"] = "face"
+        if node["class_type"] == "GCFGTextToGuidances":
+            inputs["text"] = LINE
+        elif node["class_type"] == "GCFGRegionsFromPrompt":
+            inputs["words"] = "fox, cat"
+
+
+def examples() -> list[Image.Image]:
+    """Pictures of the family for workflows that load some: a face to translate, then glossy ones to train on."""
+    with Image.open(FAMILY / "examples.png") as strip:
+        return [strip.crop((x, 0, x + strip.height, strip.height)).convert("RGB")
+                for x in range(0, strip.width, strip.height)]
