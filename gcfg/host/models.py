@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from types import MethodType
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -79,10 +80,10 @@ def check_acts(base: ModelPatcher, other: ModelPatcher, label: str) -> None:
 
 
 def _of_whole_guidance(patcher: ModelPatcher) -> list:
-    """The functions on a MODEL that are called with a sampler's combined or paired predictions."""
+    """The functions on a MODEL that are called with a sampler's combined or paired predictions, or with its mask."""
     found = []
     for name in ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function",
-                 "sampler_calc_cond_batch_function"):
+                 "sampler_calc_cond_batch_function", "denoise_mask_function"):
         value = patcher.model_options.get(name, [])
         found += value if isinstance(value, list) else [value]
     wrappers = _foreign(patcher.wrappers).get(WrappersMP.PREDICT_NOISE, {})
@@ -182,6 +183,12 @@ def _alike(a: object, b: object) -> bool:
 def is_dynamic(patcher: ModelPatcher) -> bool:
     """True for the MODELs of newer hosts whose weights come and go during a forward pass."""
     return getattr(patcher, "is_dynamic", bool)()
+
+
+def replaces_methods(patcher: ModelPatcher) -> bool:
+    """True if a MODEL carries functions in place of methods of its layers, which may look at a whole batch."""
+    patches = patcher.object_patches.items()
+    return any(isinstance(patch, MethodType) or name.endswith(".forward") for name, patch in patches)
 
 
 def for_hooks(patcher: ModelPatcher | None) -> ModelPatcher | None:

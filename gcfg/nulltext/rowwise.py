@@ -41,14 +41,16 @@ class RowwiseNetwork:
     Args:
         network: holds the layers that the adapters name.
         adapters: by any key.
+        mixes: whether something in it looks at a whole batch.
 
     Attributes:
         regroups: for whoever calls it: whether it has turned out to need each adapter's rows by themselves.
+        mixes: the same: whether it needs each row by itself.
     """
 
-    def __init__(self, network: nn.Module, adapters: Mapping[Hashable, RowAdapter]):
+    def __init__(self, network: nn.Module, adapters: Mapping[Hashable, RowAdapter], mixes: bool = False):
         self.network, self.adapters = network, adapters
-        self.regroups = False
+        self.regroups, self.mixes = False, mixes
         self.rows: Rows | None = None
         self._called: set[str] = set()  # layers
         self._bypassed: set[str] = set()

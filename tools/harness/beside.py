@@ -35,6 +35,7 @@ NODES = {
     "Pre CFG merge negative channel": (PRE, "cfg", {}),
     "Pre CFG exponentiation": (PRE, "cfg", {}),
     "Shape attention": (PRE, "attention", MIDDLE),
+    "Excellent attention": (PRE, "attention", {}),
     "CFGZeroStarAndInit": (KJ, "cfg", {"use_zero_init": False}),
     "IPAdapterEmbeds": (IPA, "attention", {}),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from ...nulltext.rows import Regrouped
 from ...nulltext.rowwise import RowwiseNetwork
+from .controls import with_roles
+from .mixing import Mixed, watched
 
 GUIDED, UNGUIDED = 0, 1  # the roles that attention patches of other packs know: positive and negative
 
@@ -34,7 +37,8 @@ class Row:
 
 
 def predict(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, options: dict,
-            networks: Mapping[object, RowwiseNetwork], batch: Callable = calc_cond_batch) -> list[Tensor]:
+            networks: Mapping[object, RowwiseNetwork], batch: Callable = calc_cond_batch,
+            in_pairs: bool = False) -> list[Tensor]:
     """Denoised predictions (B, ...) of one model, one for each row, in as few batches as are right.
 
     Args:
@@ -42,27 +46,36 @@ def predict(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, options: di
         networks: by inner model, the network that applies the adapters; the host may spread a batch over devices,
             each with an inner model of its own.
         batch: the host's function, or the executor of a wrapper around it.
+        in_pairs: the rows make one prediction together.
 
     Where memory does not suffice for all, the sampler's own rows run as they would alone, and last: patches of other
-    packs keep what they saw last. Networks that do not keep the rows of a batch apart get one adapter at a time.
+    packs keep what they saw last. Networks that do not keep the rows of a batch apart get one adapter at a time, and
+    attention patches that do not, one prediction at a time.
     """
     own, added = ([i for i, row in enumerate(rows) if row.added is kind] for kind in (False, True))
     parts = [added, own] if own and added and not fits(model, rows, x, options) else [range(len(rows))]
+    if not in_pairs and any(network.mixes for network in networks.values()):
+        parts = [*([i] for i in added), own] if own else [[i] for i in added]
     if any(network.regroups for network in networks.values()):
         parts = [[i for i in part if rows[i].adapter == adapter] for part in parts
                  for adapter in sorted({rows[i].adapter for i in part}, key=lambda name: (name is None, name))]
     found: dict[int, Tensor] = {}
     try:
         for part in parts:
-            values = _predict_together(model, [rows[i] for i in part], x, timestep, options, networks, batch)
+            values = _predict_together(model, [rows[i] for i in part], x, timestep, options, networks, batch, in_pairs)
             found |= zip(part, values, strict=True)
     except Regrouped:  # the networks have noted it
-        return predict(model, rows, x, timestep, options, networks, batch)
+        return predict(model, rows, x, timestep, options, networks, batch, in_pairs)
+    except Mixed as error:
+        logging.info("GCFG: each prediction runs in a batch of its own: the attention patch %s mixes them.", error)
+        for network in networks.values():
+            network.mixes = True
+        return predict(model, rows, x, timestep, options, networks, batch, in_pairs)
     return [found[i] for i in range(len(rows))]
 
 
 def _predict_together(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, options: dict,
-                      networks: Mapping[object, RowwiseNetwork], batch: Callable) -> list[Tensor]:
+                      networks: Mapping[object, RowwiseNetwork], batch: Callable, in_pairs: bool) -> list[Tensor]:
     """Predictions by one call of the host.
 
     Patches of other packs look at the roles of a batch: some take its first guided and its first unguided row, others
@@ -79,13 +92,17 @@ def _predict_together(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, o
         repeats = args["input"].shape[0] // len(parts)
         args["cond_or_uncond"] = [row.role for row in parts]
         args["c"]["transformer_options"]["cond_or_uncond"] = [row.role for row in parts]
+        if not in_pairs and "torch_compile_kwargs" not in options:  # compiled, each new function would compile it again
+            belong = [id(row) if row.added else None for row in parts]
+            args["c"]["transformer_options"] = watched(args["c"]["transformer_options"], belong)
         network = networks[getattr(apply_model, "__self__", model)]
         with network.applied([row.adapter for row in parts for _ in range(repeats)]):
             if inner is not None:
                 return inner(apply_model, args)
             return apply_model(args["input"], args["timestep"], **args["c"])
 
-    values = batch(model, [rows[i].conds for i in asked], x, timestep, {**options, "model_function_wrapper": call})
+    conds = with_roles([rows[i].conds for i in asked], [rows[i].role for i in asked])
+    values = batch(model, conds, x, timestep, {**options, "model_function_wrapper": call})
     found = dict(zip(asked, values, strict=True))
     return [found[i] for i in range(len(rows))]
 

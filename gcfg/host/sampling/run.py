@@ -15,10 +15,11 @@ from torch import Tensor
 from ...guidance import BASE, UNCONDITIONAL, Momentum, Prediction, Progress, Reuse
 from ...nulltext.rowwise import RowwiseNetwork
 from .. import KEY
-from ..models import is_flow
+from ..models import is_flow, replaces_methods
 from . import tracing
 from .chain import POSITIVE, Spec
 from .conditionings import SAMPLER, Conditionings, Conds, Copies, beside, process
+from .controls import check_controls
 from .hooks import register_together
 from .lanes import Lane, assign_lanes, needs_pairs
 from .masks import spatial_mask
@@ -114,7 +115,7 @@ class Run:
 
     def is_unguided(self, sigma: float, options: dict) -> bool:
         """True if the sampler's own guidance has scale 0 at this noise level, and nobody else looks at its positive."""
-        foreign = [fn for fn in options["sampler_post_cfg_function"][1:]] + options.get("sampler_pre_cfg_function", [])
+        foreign = options["sampler_post_cfg_function"][1:] + options.get("sampler_pre_cfg_function", [])
         if foreign or "sampler_cfg_function" in options:
             return False
         scale_at = getattr(self.guider, "scale_at", None)
@@ -154,6 +155,8 @@ class Run:
                 raise ValueError(f"{label} needs the {p.conditioning} conditioning, and this guider has none; "
                                  "use a guider with a negative input, or connect the guidance's own conditioning.")
             if pair not in lane.pairs and not (p.model == BASE and pair == SAMPLER):  # that is the host's own
+                if lane.owner is self.base:
+                    check_controls(conds[kind], self.guider.conds.values(), label)
                 lane.pairs[pair] = copies[lane.owner](conds)
 
     def _register_hooks(self, owner: ModelPatcher) -> None:
@@ -170,11 +173,9 @@ class Run:
 
     def _models(self) -> list[ModelPatcher]:
         """The MODELs beside the base with what they bring along. The host must not spread them over its devices."""
-        models = [m for owner in self.owners[1:] for m in (owner, *owner.get_nested_additional_models())]
-        for lane in self.lanes.values():
-            if lane.owner is not self.base:
-                models += get_additional_models(lane.conds, lane.owner.model_dtype())[0]
-        return models
+        lanes = [lane for lane in self.lanes.values() if lane.owner is not self.base]
+        return [*(m for owner in self.owners[1:] for m in (owner, *owner.get_nested_additional_models())),
+                *(m for lane in lanes for m in get_additional_models(lane.conds, lane.owner.model_dtype())[0])]
 
     @property
     def batch_factor(self) -> int:
@@ -232,7 +233,7 @@ class Run:
             dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
             adapters = {name: lane.adapter.to(patcher.load_device, dtype) for name, lane in self.lanes.items()
                         if lane.owner is owner and lane.adapter is not None}
-            network = RowwiseNetwork(patcher.model.diffusion_model, adapters)
+            network = RowwiseNetwork(patcher.model.diffusion_model, adapters, mixes=replaces_methods(owner))
             self.networks.setdefault(owner, {})[patcher.model] = self.exits.enter_context(network)
 
     # --- afterwards, whatever happened ---------------------------------------------------------------------------

@@ -122,7 +122,7 @@ class Step:
         options, batch = (base_options, batch) if leader == BASE else (lane.options, {})
         with self.run.spec.trace.timed(leader, device):
             return predict(self.run.inner(lane), rows, self.x.to(device), self.timestep.to(device), options,
-                           self.run.networks[lane.owner], **batch)
+                           self.run.networks[lane.owner], in_pairs=lane.in_pairs, **batch)
 
     # --- fewer passes: predictions of earlier steps ----------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
 from .. import KEY
-from ..models import describe, is_dynamic, same_options, same_settings
+from ..models import describe, is_dynamic, replaces_methods, same_options, same_settings
 
 KEPT = f"{KEY}_copy"
 """Under this key a MODEL carries its copy of the last run, with the module that it is a copy of."""
@@ -22,11 +22,17 @@ def with_own_weights(patcher: ModelPatcher) -> tuple[ModelPatcher, bool]:
     host's memory management offloads it like any other.
 
     Raises:
-        ValueError: the MODEL reaches into the shared module by itself (injections, as bypass LoRA loaders do).
+        ValueError: the MODEL reaches into the shared module by itself: with injections, as bypass LoRA loaders and
+            motion modules do, or with functions that belong to its layers.
     """
     if patcher.injections:
-        raise ValueError(f"{describe(patcher)} is used twice, and one of them carries injections (a bypass LoRA) that "
-                         "would act on both; load the LoRA with the ordinary loader, or load the checkpoint twice.")
+        raise ValueError(f"{describe(patcher)} is used twice, and one of them carries injections (a bypass LoRA, a "
+                         "motion module) that would act on both; load the LoRA with the ordinary loader, apply "
+                         "AnimateDiff before the LoRA that makes the second MODEL, or load the checkpoint twice.")
+    if replaces_methods(patcher):
+        raise ValueError(f"{describe(patcher)} is used twice, and one of them carries functions in place of its "
+                         "layers' own (as WanVideoNAG), which would run the other's weights; apply that node to both, "
+                         "or load the checkpoint twice.")
     module, own = patcher.attachments.get(KEPT, (None, None))
     if (own is not None and module is patcher.model and own.patches_uuid == patcher.patches_uuid
             and same_settings(own, patcher) and same_options(own, patcher)):

@@ -32,6 +32,14 @@ def packs():
     return nodes.NODE_CLASS_MAPPINGS
 
 
+@pytest.fixture(scope="session")
+def wide(packs):
+    """A base with the blocks of the real UNet, for packs that count them; 2.4 GB."""
+    from harness.models import motion
+
+    return motion.sd15(seed=1)
+
+
 @pytest.fixture
 def node(packs):
     """Calls a node of another pack by its id: its widgets have their defaults, but for what is given."""

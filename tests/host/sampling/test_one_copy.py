@@ -188,6 +188,16 @@ def test_other_injections_are_refused(tiny, base, prompts):
         gcfg(base, positive, negative, tiny.latent(), clone)
 
 
+def test_an_injection_that_both_have_stays(tiny, base, prompts):
+    """A motion module, and behind it a LoRA: both run in it, in one batch."""
+    positive, negative = prompts
+    base.set_injections("motion", [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)])
+    styled = comfy.sd.load_lora_for_models(base, None, tiny.lora(base, 4), 0.8, 0.0)[0]
+    with counted(base) as calls:
+        gcfg(base, positive, negative, tiny.latent(), styled)
+    assert calls == [(0, 3)] * 4
+
+
 def test_stock_lora_form_of_a_concept(tiny, base, prompts):
     """Loaded by the stock LoRA loader, a concept saved as a LoRA runs on rows, too."""
     from gcfg_pack.gcfg.nulltext import stock_lora

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from comfy_extras import nodes_custom_sampler as custom
-from comfy_extras import nodes_model_advanced, nodes_pag
+from comfy_extras import nodes_differential_diffusion, nodes_model_advanced, nodes_pag
 
 from gcfg_pack.gcfg.host.concepts.convert import convert
 from gcfg_pack.gcfg.host.sampling.chain import Link
@@ -124,7 +124,8 @@ def test_functions_of_a_whole_guidance_on_one_model(tiny, base, concept):
     """They did nothing on a guidance's model, without a word; on both models they act on the sampler's guidance."""
     positive, negative = tiny.conditioning(1), tiny.conditioning(2)
     for node, name in ((nodes_pag.PerturbedAttentionGuidance, "PerturbedAttentionGuidance"),
-                       (nodes_model_advanced.RescaleCFG, "RescaleCFG")):
+                       (nodes_model_advanced.RescaleCFG, "RescaleCFG"),
+                       (nodes_differential_diffusion.DifferentialDiffusion, "DifferentialDiffusion")):
         with pytest.raises(ValueError, match=f"Concept: its model carries {name}, .* to the sampler's model instead"):
             gcfg(base, positive, negative, tiny.latent(), call(node, concept, 0.5)[0])
     rescaled = call(nodes_model_advanced.RescaleCFG, base, 0.5)[0]
