@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..pictures import host
-from ..pictures.expand import FILES
+from ..pictures.expand import CHARACTER_FILES, FILES
 from ..pictures.labels import CHARACTERS, Character
 
 SCALE = 4.0
@@ -82,7 +82,7 @@ class World:
 
         sides = [PairConditioningSetProperties().set_properties(
             self.text(CHARACTERS[name].label), self.text(""), 1.0, "default", mask=half(side),
-            hooks=CreateHookLora().create_hook(Path(FILES[name]).name, 1.0, 0.0)[0])
+            hooks=CreateHookLora().create_hook(Path(CHARACTER_FILES[name]).name, 1.0, 0.0)[0])
             for side, name in enumerate(pair)]
         positive, negative = PairConditioningCombine().combine(*sides[0], *sides[1])
         return self._stock(self.model, positive, negative, seed)
@@ -148,7 +148,7 @@ class World:
     def _with(model, name: str):
         import nodes
 
-        return nodes.LoraLoaderModelOnly().load_lora_model_only(model, Path(FILES[name]).name, 1.0)[0]
+        return nodes.LoraLoaderModelOnly().load_lora_model_only(model, Path(CHARACTER_FILES[name]).name, 1.0)[0]
 
 
 METHODS: dict[str, Callable[[World, Pair, int], dict]] = {

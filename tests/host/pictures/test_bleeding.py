@@ -14,7 +14,7 @@ if not all((data.WORK / name).is_dir() for name in ("pairs", "critic", *CHARACTE
     pytest.skip("the base of pairs, the characters and the critic are not trained on this machine (benchmarks/pictures/"
                 "README.md)", allow_module_level=True)
 
-PAIR, SEED = ("green_fox", "blue_cat"), 11
+PAIR, SEED = bleeding.PAIRS[0], bleeding.SEEDS[0]
 
 
 @pytest.fixture(scope="module")
