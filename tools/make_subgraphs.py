@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write subgraphs/ from tools/workflow_blueprints.py: the real frontend of a ComfyUI makes each subgraph.
+"""Write subgraphs/ from tools/templates/blueprints.py: the real frontend of a ComfyUI makes each subgraph.
 
     python tools/make_subgraphs.py
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from make_workflows import place_files, to_api
-from workflow_blueprints import BLUEPRINTS, Blueprint
-from workflow_parts import Workflow, save
 
 from harness.find import PACK, find_host
 from harness.server.browser import browse
 from harness.server.serve import serve
+from templates.blueprints import BLUEPRINTS, Blueprint
+from templates.parts import Workflow, save
 
 _CONVERT = """async ([api, inside]) => {
     await app.loadApiJson(api, 'blueprint')

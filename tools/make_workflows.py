@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write workflows/ from tools/workflow_graphs.py: API files, graphs for the frontend, and their thumbnails.
+"""Write workflows/ from tools/templates: API files, graphs for the frontend, and their thumbnails.
 
     python tools/make_workflows.py [title ...] [--results out]
 
@@ -19,14 +19,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from PIL import Image, ImageOps
-from workflow_graphs import WORKFLOWS
-from workflow_layout import MARGIN, TITLE, arrange, is_ours
-from workflow_parts import SOURCES, Workflow
 
 from harness.find import PACK, find_host
 from harness.server.browser import browse
 from harness.server.serve import serve
 from harness.workflow import provide_images
+from templates import WORKFLOWS
+from templates.layout import MARGIN, TITLE, arrange, is_ours
+from templates.parts import SOURCES, Workflow
 
 HOST_VERSION = "0.3.64"  # the oldest ComfyUI that the workflows run on
 FOLDERS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models", "lora_name": "loras",
@@ -147,7 +147,7 @@ def _dump(content: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write workflows/ from tools/workflow_graphs.py.")
+    parser = argparse.ArgumentParser(description="Write workflows/ from tools/templates.")
     parser.add_argument("titles", nargs="*", help="of the workflows to write; all without any")
     parser.add_argument("--results", type=Path, help="folder with <title>.png, what the workflows make, for thumbnails")
     options = parser.parse_args()

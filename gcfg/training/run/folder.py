@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -35,6 +36,12 @@ class RunFolder:
         self.path = Path(path)
         self.states, self.previews = self.path / "states", self.path / "previews"
         self.config, self.table, self.curve = (self.path / n for n in ("config.toml", "loss.csv", "loss.png"))
+        self._identity = self.path / ".identity"
+
+    @property
+    def identity(self) -> str:
+        """A random name of the run, which moves with its folder; empty before it begins."""
+        return self._identity.read_text() if self._identity.exists() else ""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -84,6 +91,8 @@ class RunFolder:
                  for name in settings.PATHS if name != "output"}
         with self._writing():
             files.write_text(self.config, replace(settings, output="", **paths).to_toml())
+            if not self.identity:
+                files.write_text(self._identity, uuid.uuid4().hex)
 
     def _relative(self, path: str) -> str:
         """A path as seen from the run's folder, so that a whole tree can move; several of them apart by commas."""

@@ -260,6 +260,15 @@ def test_nothing_is_overwritten(base, train, folders):
         train(base, name="second", target_steps=1)
 
 
+def test_a_moved_run_writes_its_own_files_again_and_names_no_folder_in_them(base, train, folders, tmp_path):
+    train(base, name="here", target_steps=1)
+    (tmp_path / "here").rename(tmp_path / "there")
+    train(base, name="there", target_steps=2)
+    for place in folders.values():
+        _, metadata = checkpoint.read(place / "joe.safetensors")
+        assert metadata["gcfg.run"] and not any(str(tmp_path) in value for value in metadata.values())
+
+
 def test_one_picture_and_masks_that_do_not_fit(tmp_path):
     folder, masks = draw_pictures(tmp_path / "few", 1), tmp_path / "masks"
     with pytest.raises(ValueError, match="holds 1 picture, but a subject needs 2"):

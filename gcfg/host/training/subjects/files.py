@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,17 +37,26 @@ def lora_path(name: str) -> Path:
 
 
 def check_free(name: str, run: str) -> None:
-    """Refuse a name whose files exist, unless this very run has made them (ValueError)."""
+    """Refuse a name whose files exist, unless this very run has made them (ValueError).
+
+    Args:
+        run: the identity of the run; empty for one that has not begun.
+    """
     taken = [Path(folder) / (name + ending) for folder in folder_paths.get_folder_paths("embeddings")
              for ending in ENDINGS] + [lora_path(name)]
     for path in taken:
-        if path.is_file() and _run_of(path) != run:
+        if path.is_file() and not (run and _run_of(path) == run):
             raise ValueError(f"there is a file '{path.name}' in {path.parent} already; nothing is overwritten, so "
                              "choose another name.")
 
 
+def _identity_of(imported: Path) -> str:
+    """The identity of an import: of its folder, which itself is nobody's business who is given the files."""
+    return hashlib.sha256(str(imported.resolve()).encode()).hexdigest()
+
+
 def _run_of(path: Path) -> str:
-    """The run that has made a file, empty if it is none of ours."""
+    """The identity of the run that has made a file, empty if it is none of ours."""
     if path.suffix not in checkpoint.SAFETENSORS:
         return ""
     try:
@@ -62,7 +72,7 @@ def write(name: str, rows: Mapping[str, Tensor], lora: Mapping[str, Tensor], sou
         rows: by encoder ("l", "g"), (n, C).
         lora: tensors of the host's LoRA format.
         source: what the files say about themselves.
-        run: folder of the run that makes them.
+        run: identity of the run that makes them.
     """
     check_free(name, run)
     embedding = {f"clip_{encoder}": row.detach().cpu().float() for encoder, row in rows.items()}
@@ -137,7 +147,7 @@ def import_official(folder: str | Path, name: str, base: ModelPatcher) -> tuple[
     for path in words:
         (row,) = checkpoint.read(path)[0].values()
         rows[name if len(words) == 1 else f"{name}_{re.sub('[^A-Za-z0-9_]', '', path.stem)}"] = row.reshape(1, -1)
-    source, run = stated(base, f"imported from {found[0].name}"), f"imported {root.resolve()}"
+    source, run = stated(base, f"imported from {found[0].name}"), _identity_of(root)
     for word in (name, *rows):
         check_free(word, run)
     for number, (word, row) in enumerate(rows.items()):

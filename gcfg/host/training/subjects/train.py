@@ -116,10 +116,10 @@ def train(base: ModelPatcher, clip, images: SubjectImages, settings: SubjectSett
 
 def _train(base: ModelPatcher, clip, images: SubjectImages, settings: SubjectSettings, watch: Watch) -> Outcome:
     device, name = comfy.model_management.get_torch_device(), settings.run_name
-    path, notes = Path(settings.output) / name, {"base": fingerprint(originals(base))}
-    subject_files.check_free(name, str(path))
+    place, notes = RunFolder(Path(settings.output) / name), {"base": fingerprint(originals(base))}
+    subject_files.check_free(name, place.identity)
     plan = memory.plan(settings, _available(device), optimizers.has_8_bit())
-    newest = state.latest(path / "states")
+    newest = state.latest(place.states)
     if newest is not None and newest.notes.get("base") != notes["base"]:
         raise ValueError(f"the subject '{name}' was begun on another base model; connect that one, or choose another "
                          "name.")
@@ -127,7 +127,7 @@ def _train(base: ModelPatcher, clip, images: SubjectImages, settings: SubjectSet
         empty = encode(clip, "")
     comfy.model_management.unload_all_models()
     plan = continuation.resolved(plan, settings, newest.notes if newest else {})
-    learner, place = SubjectLearner(base, clip, settings, plan, device), RunFolder(path)
+    learner = SubjectLearner(base, clip, settings, plan, device)
     with place.locked() if distributed.rank() == 0 else nullcontext():
         if distributed.rank() == 0:
             place.begin(settings)
@@ -140,7 +140,7 @@ def _train(base: ModelPatcher, clip, images: SubjectImages, settings: SubjectSet
     made_by = (f"subject: {run.step} steps on {len(variants.names(images.found))} pictures, {settings.method}, "
                f"semantic weight {settings.semantic_weight:g}")
     if distributed.rank() == 0:
-        subject_files.write(name, learner.rows_of(trained), lora, stated(base, made_by), str(place.path))
+        subject_files.write(name, learner.rows_of(trained), lora, stated(base, made_by), place.identity)
         _explain(place, settings, run.step, variants.names(images.found), bool(lora), bool(learner.rows()))
     return Outcome(with_lora(base, lora), settings.subject(bool(learner.rows())), place, run.record.table(), run.step)
 

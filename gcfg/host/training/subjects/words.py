@@ -98,10 +98,10 @@ def tune(clip, vision, projection: Tensor, subjects: Sequence[SubjectImages], se
 
 def _tune(clip, vision, projection: Tensor, subjects: Sequence[SubjectImages], names: list[str], nouns: list[str],
           settings: WordSettings, watch: Watch) -> Outcome:
+    place = RunFolder(Path(settings.output) / settings.run_name)
     for name in names:
         check_word(name)
-        subject_files.check_free(name, str(Path(settings.output) / settings.run_name))
-    place = RunFolder(Path(settings.output) / settings.run_name)
+        subject_files.check_free(name, place.identity)
     found = _views(vision, projection, subjects, settings, place)
     device = comfy.model_management.get_torch_device()
     comfy.model_management.unload_all_models()
@@ -117,7 +117,7 @@ def _tune(clip, vision, projection: Tensor, subjects: Sequence[SubjectImages], n
     trained = run.average.exported()
     for number, name in enumerate(names):
         rows = {ENCODER: trained[f"rows/{number}"]} | {e: row[number] for e, row in tuner.untuned.items()}
-        subject_files.write(name, rows, {}, source, str(place.path))
+        subject_files.write(name, rows, {}, source, place.identity)
     prompts = [f"embedding:{name}" for name in names]
     masked = all(images.source.masks.strip() for images in subjects)
     how = ("Regions were cut inside masks." if masked else

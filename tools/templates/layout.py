@@ -6,7 +6,7 @@ gap into a lane above the row, a lane for each output, and comes down in the gap
 
 from collections.abc import Iterator
 
-from workflow_parts import Workflow
+from .parts import Workflow
 
 WIDTHS = {"CheckpointLoaderSimple": 340, "UNETLoader": 340, "ControlNetLoader": 340, "LoraLoaderModelOnly": 340,
           "GCFGLoadConceptModel": 340, "CLIPTextEncode": 340, "GCFGInspector": 460, "GCFGKSampler": 300,

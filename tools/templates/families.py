@@ -1,6 +1,6 @@
 """Shipped workflows on transformers: the base and a LoRA on it as the concept, over one copy of the weights."""
 
-from workflow_parts import (
+from .parts import (
     FLUX,
     FLUX_LORA,
     GLASSES,

@@ -1,6 +1,6 @@
 """Shipped workflows about subjects: one thing of a person's own, from a few pictures."""
 
-from workflow_parts import (
+from .parts import (
     ADAPTER,
     SECOND_SUBJECT,
     SUBJECT,

@@ -1,6 +1,6 @@
 """Shipped workflows about chains of guidances: how to write them, where they run, what they do."""
 
-from workflow_parts import (
+from .parts import (
     CONCEPT,
     OFFICIAL,
     Node,

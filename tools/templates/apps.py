@@ -1,6 +1,6 @@
 """Shipped workflows as apps: a person who opens one sees a few inputs and a picture, no graph."""
 
-from workflow_parts import (
+from .parts import (
     STYLE,
     App,
     Node,

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from workflow_parts import (
+from .parts import (
     GLASSES,
     LORA,
     OFFICIAL,

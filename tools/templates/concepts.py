@@ -1,6 +1,6 @@
 """Shipped workflows that use a concept model: the paper's sampler and what it is for."""
 
-from workflow_parts import (
+from .parts import (
     ADAPTER,
     CONTROLNET,
     PIXEL_ART,

@@ -1,6 +1,6 @@
 """Further workflows of the listing (docs/PAPERS.md): words tuned apart, a noise that was found, an identity encoder."""
 
-from workflow_parts import (
+from .parts import (
     FULL_CLIP,
     LORA,
     PHOTOMAKER,

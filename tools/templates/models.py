@@ -1,6 +1,6 @@
 """Shipped workflows that make concept models."""
 
-from workflow_parts import (
+from .parts import (
     GLASSES,
     RUN,
     TUNED,

@@ -1,6 +1,6 @@
 """Shipped workflows of the listing (docs/PAPERS.md): what personalization papers give, as guidances."""
 
-from workflow_parts import (
+from .parts import (
     CONTROLNET,
     LORA,
     OFFICIAL,
