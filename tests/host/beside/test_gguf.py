@@ -4,12 +4,16 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
+from comfy.ldm.flux.model import FluxParams
 
 from harness.models import tiny, transformers
 from harness.models.weights import draw, generator
 from harness.sampling import counted, gcfg, relative
 
 gguf = pytest.importorskip("gguf", reason="the gguf package, which ComfyUI-GGUF needs, is not installed")
+
+if "txt_ids_dims" not in FluxParams.__dataclass_fields__:
+    pytest.skip("this host takes every Flux file for one of 3072 channels", allow_module_level=True)
 
 PACK, FILES = "ComfyUI-GGUF", transformers.FAMILIES["flux"]
 SHARED = {"scheduler": "simple", "steps": 2}
