@@ -151,7 +151,9 @@ def main() -> None:
     parser.add_argument("titles", nargs="*", help="of the workflows to write; all without any")
     parser.add_argument("--results", type=Path, help="folder with <title>.png, what the workflows make, for thumbnails")
     options = parser.parse_args()
-    titles = options.titles
+    titles, known = options.titles, {workflow.title for workflow in WORKFLOWS}
+    if unknown := sorted({*titles} - known):
+        parser.error(f"there is no workflow {', '.join(map(repr, unknown))}; titles begin with their number.")
     version = re.search(r'^version = "(.+)"$', (PACK / "pyproject.toml").read_text(), re.MULTILINE)[1]
     chosen = [workflow for workflow in WORKFLOWS if not titles or workflow.title in titles]
     host = find_host()

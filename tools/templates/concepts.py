@@ -23,8 +23,8 @@ CONCEPTS = [
     Workflow(
         "Base and LoRA as the Concept",
         "**A LoRA as the concept model.** Both predictions run on one copy of the base's weights.\n\n"
-        "Load a base checkpoint and a LoRA (**models/loras**). ComfyUI offers to download those named here: 27 MB of "
-        "pixel art by artificialguybr, under the licence on its page.\n\n"
+        "Load a base checkpoint and a LoRA of any LyCORIS kind (**models/loras**). ComfyUI offers to download those "
+        "named here: 27 MB of pixel art by artificialguybr, under the licence on its page.\n\n"
         "The LoRA gives fidelity, the plain base keeps the prompt: connect the base, not the LoRA, to **model**.",
         {
             "Models": {
