@@ -227,6 +227,8 @@ def test_gradient_is_clipped(make):
 
 
 def test_plot_and_running_mean():
-    history = torch.tensor([[0, math.nan, 1.0, math.nan, math.nan], [1, 2.0, math.nan, 0.1, 1.0]], dtype=torch.float64)
-    assert folder.running_mean(history[:, 1]).tolist() == [0.0, 1.0]
+    history = torch.tensor([[0, math.nan, 1.0, math.nan, math.nan], [1, 2.0, math.nan, 0.1, 1.0],
+                            [2, 4.0, math.nan, 0.1, 1.0]], dtype=torch.float64)
+    means = folder.running_mean(history[:, 1]).tolist()
+    assert math.isnan(means[0]) and means[1:] == [2.0, 3.0]
     assert folder.plot(history).shape == (432, 768, 3)

@@ -177,11 +177,12 @@ def plot(history: Tensor) -> np.ndarray:
 
 
 def running_mean(values: Tensor, weight: float = 0.05) -> Tensor:
-    """m <- m + max(weight, 1 / n) (value - m), over values that are finite."""
-    means, mean = [], 0.0
-    for n, value in enumerate(values.tolist(), 1):
+    """m <- m + max(weight, 1 / n) (value - m) over the n values so far that were measured; NaN before the first."""
+    means, mean, measured = [], float("nan"), 0
+    for value in values.tolist():
         if value == value:
-            mean += max(weight, 1.0 / n) * (value - mean)
+            measured += 1
+            mean = value if measured == 1 else mean + max(weight, 1.0 / measured) * (value - mean)
         means.append(mean)
     return torch.tensor(means, dtype=values.dtype)
 
