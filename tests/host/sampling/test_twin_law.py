@@ -8,7 +8,7 @@ nothing. ``pytest -m fuzz`` draws five hundred cases; the ordinary run draws for
 import pytest
 import torch
 from comfy_extras import nodes_tomesd
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from gcfg_pack.gcfg.host.sampling.chain import Link
@@ -62,6 +62,18 @@ def one_copy_equals_two(case):
     assert relative(*results) < 5e-3
 
 
+def check(law, case):
+    """A law on a case; what the host itself cannot sample is none (LazyCache with EasyCache, SAG on some areas)."""
+    try:
+        law(case)
+    except TypeError:
+        try:
+            case.sample(case.base())
+        except TypeError:
+            reject()
+        raise
+
+
 LAWS = [twins_change_nothing, small_scales_move_little, order_changes_nothing, memory_changes_nothing,
         one_copy_equals_two]
 
@@ -82,11 +94,11 @@ def test_token_merging_of_the_host_depends_on_what_else_is_drawn(tiny, base, pro
 @given(case=cases(), law=st.sampled_from(LAWS))
 @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_twin_law(case, law):
-    law(case)
+    check(law, case)
 
 
 @pytest.mark.fuzz
 @given(case=cases(), law=st.sampled_from(LAWS))
 @settings(max_examples=500, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck))
 def test_twin_law_at_length(case, law):
-    law(case)
+    check(law, case)
