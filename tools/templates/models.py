@@ -25,7 +25,7 @@ MODELS = [
             "Models": {"base": checkpoint()},
             "Pictures": {
                 "pictures": Node("GCFGImageFolder", {"vae": ("base", 2), "folder": "pictures/faces", "resolution": 512,
-                                                     "crop": "buckets", "flip": True}),
+                                                     "crop": "buckets", "flip": True, "resolutions": ""}),
                 "about": Node("PreviewAny", {"source": ("pictures", 1)}, "What was found and skipped"),
             },
             "Training": {"train": training(preview_prompt=GLASSES)},

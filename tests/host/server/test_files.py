@@ -19,7 +19,7 @@ def models(tmp_path_factory):
 def test_sizes(models):
     folder, _ = models
     sizes = {path.name: path.stat().st_size / 2**20 for path in folder.rglob("*.*")}
-    assert len(sizes) == 5
+    assert len(sizes) == 6
     assert max(sizes.values()) < 16, sizes
 
 

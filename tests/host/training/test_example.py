@@ -15,7 +15,7 @@ from harness.find import PACK
 @pytest.mark.slow
 def test_the_shipped_example_learns_to_be_seen(host, tmp_path):
     """With fewer steps than it has: it says where the model lies, and its last preview shows what it has learned."""
-    command = [sys.executable, "-m", "examples.glossy_faces", "--output", str(tmp_path), "--target-steps", "60"]
+    command = [sys.executable, "-m", "tutorials.glossy_faces", "--output", str(tmp_path), "--target-steps", "60"]
     done = subprocess.run([*command, "--comfyui", str(host), "--cpu"], cwd=PACK, text=True, capture_output=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900)
     run = tmp_path / "glossy_faces"

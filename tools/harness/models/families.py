@@ -3,7 +3,6 @@
 A family that a host does not know yet is absent there. ``FAMILIES`` names them all; ``available()`` those of this host.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -181,15 +180,11 @@ FAMILIES = {
 
 
 def _built(real: type, unet: dict, seed: int, dtype: torch.dtype):
-    """A ModelPatcher of a class at another size; an older host is not told of what it does not know."""
-    small = type(real.__name__, (real,), {"unet_extra_config": {**real.unet_extra_config, **unet}})
-    try:
-        return tiny._patcher(small(dict(unet)), seed, dtype)
-    except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None:
-            raise
-        return _built(real, {k: v for k, v in unet.items() if k != unknown[1]}, seed, dtype)
+    """A ModelPatcher of a class at another size."""
+    def build(known: dict):
+        small = type(real.__name__, (real,), {"unet_extra_config": {**real.unet_extra_config, **known}})
+        return tiny._patcher(small(known), seed, dtype)
+    return tiny.as_known(build, unet)
 
 
 def _with_masks(attention, *args, **kwargs):

@@ -4,6 +4,9 @@ Import it only where the host is on ``sys.path``. Every builder gives what a loa
 ``ControlNet``, a conditioning), with the host's own classes inside: real detection is the business of ``files``.
 """
 
+import re
+from collections.abc import Callable, Mapping
+
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.model_base
@@ -108,6 +111,17 @@ def _unet(family, config: dict, seed: int, prediction: str, dtype: torch.dtype):
     kind = getattr(comfy.model_base.ModelType, _PREDICTIONS[prediction])
     typed = type(family.__name__, (family,), {"model_type": lambda self, state_dict, prefix="": kind})
     return _patcher(typed(config), seed, dtype)
+
+
+def as_known(build: Callable, unet: Mapping):
+    """What ``build`` makes of the settings of a network; an older host is not told of what it does not know."""
+    try:
+        return build(dict(unet))
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        return as_known(build, {name: value for name, value in unet.items() if name != unknown[1]})
 
 
 def _patcher(config, seed: int, dtype: torch.dtype):

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from ..workflow import loads_a_checkpoint
 from . import shapes
 from .files import overlapping
+from .tiny import as_known
 from .weights import draw, generator
 
 LORA_RANK = 2
@@ -82,8 +83,10 @@ FAMILIES = {files.name: files for files in (
 
 
 def write(base: Path, names=tuple(FAMILIES), seed: int = 0) -> None:
-    """Write the files of families into ``models`` and ``datasets`` below the base folder of a server."""
+    """Write the files of the families that this host knows into ``models`` and ``datasets`` below a base folder."""
     for files in map(FAMILIES.get, names):
+        if not hasattr(comfy.supported_models, files.config):
+            continue
         table = network(files)
         _save(overlapping(table, seed), base / "models" / "diffusion_models" / files.diffusion_model)
         _save(_lora(table, seed + 1), base / "models" / "loras" / files.lora)
@@ -95,10 +98,11 @@ def write(base: Path, names=tuple(FAMILIES), seed: int = 0) -> None:
 
 def network(files: Files) -> shapes.Shapes:
     """Names and shapes of a family's network."""
-    config = getattr(comfy.supported_models, files.config)(dict(files.unet))
-    config.set_inference_dtype(torch.float16, None)
-    made = config.get_model({}, "", device="meta").diffusion_model
-    return {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
+    def build(unet: dict):
+        config = getattr(comfy.supported_models, files.config)(unet)
+        config.set_inference_dtype(torch.float16, None)
+        return config.get_model({}, "", device="meta").diffusion_model
+    return {name: tuple(tensor.shape) for name, tensor in as_known(build, files.unet).state_dict().items()}
 
 
 def autoencoder(width: int = 96) -> shapes.Shapes:

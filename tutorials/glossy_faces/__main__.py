@@ -1,7 +1,7 @@
-"""``python -m examples.glossy_faces``: a concept model from 76 glossy faces, in minutes on a CPU.
+"""``python -m tutorials.glossy_faces``: a concept model from 76 glossy faces, in minutes on a CPU.
 
 Writes the small genuine SD1.5 checkpoint of benchmarks/pictures (300 MB, once), then does what ``python -m gcfg train
-examples/glossy_faces/train.toml`` does. Options are those of that command, and --output, where all of it is kept.
+tutorials/glossy_faces/train.toml`` does. Options are those of that command, and --output, where all of it is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OUT = HERE.parents[1] / "out"
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the checkpoint, train, or go on; the exit code of ``gcfg``."""
-    parser = argparse.ArgumentParser("examples.glossy_faces", description=__doc__)
+    parser = argparse.ArgumentParser("tutorials.glossy_faces", description=__doc__)
     parser.add_argument("--output", type=Path, default=OUT, help="folder of the checkpoint and the run (default: out)")
     own, others = parser.parse_known_args(arguments)
     base = own.output / Path(expand.FILES["base"]).name
