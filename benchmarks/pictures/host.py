@@ -52,7 +52,7 @@ class Family:
         import nodes
 
         for kind in ("checkpoints", "diffusion_models", "loras"):
-            folder_paths.add_model_folder_path(kind, str((folder / kind).resolve()))
+            folder_paths.add_model_folder_path(kind, str((folder / kind).resolve()), is_default=True)
         name = {key: Path(file).name for key, file in FILES.items()}
         base, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(name["base"])
         (fine_tune,) = nodes.UNETLoader().load_unet(name["fine_tune"], "default")

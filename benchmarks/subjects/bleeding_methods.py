@@ -50,7 +50,7 @@ class World:
         import nodes
 
         for kind in ("checkpoints", "loras"):
-            folder_paths.add_model_folder_path(kind, str((folder / kind).resolve()))
+            folder_paths.add_model_folder_path(kind, str((folder / kind).resolve()), is_default=True)
         return cls(*nodes.CheckpointLoaderSimple().load_checkpoint(Path(FILES["base"]).name))
 
     @cached_property
