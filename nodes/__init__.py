@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import attention, grids, guidance, insight, loaders, recipes, sampling, subjects, training
+from . import attention, grids, guidance, insight, loaders, recipes, sampling, subjects, training, words
 
 
 class GCFGExtension(ComfyExtension):
@@ -10,4 +10,4 @@ class GCFGExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [*sampling.NODES, *guidance.NODES, *recipes.NODES, *insight.NODES, *grids.NODES, *loaders.NODES,
-                *training.NODES, *attention.NODES, *subjects.NODES]
+                *training.NODES, *attention.NODES, *subjects.NODES, *words.NODES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -46,11 +47,12 @@ def held(value) -> int:
     return sum(map(held, value.values())) if isinstance(value, dict) else getattr(value, "nbytes", 0)
 
 
-class Difference(Movable):
+class Difference(Movable, ABC):
     """W' - W: ``(layer, x)`` to what is to be added to z."""
 
+    @abstractmethod
     def __call__(self, layer: nn.Module, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What it adds to the layer's output for its input x."""
 
     def add_(self, layer: nn.Module, x: Tensor, z: Tensor) -> Tensor:
         """Add it to z in place."""

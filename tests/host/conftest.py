@@ -68,6 +68,16 @@ def concept(tiny):
     return tiny.sd15(seed=2)
 
 
+@pytest.fixture
+def one(tiny):
+    """One step of the stock sampler: with cfg 1 the prediction for the positive, with 0 that for the negative."""
+    from harness.sampling import stock
+
+    def step(model, positive, negative=None, cfg=1.0):
+        return stock(model, positive, negative or tiny.conditioning(2), tiny.latent(seed=9), cfg=cfg, steps=1)
+    return step
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """A running server of the host with the pack in it; ``server.models`` names the tiny model files."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ from ...nulltext.adapter import Adapter
 from ..randomness import generator
 
 
-class Added:
+class Added(ABC):
     """What hooks add to the outputs of all linear and 2-d convolution layers of a network, which is frozen.
 
     Attributes:
@@ -30,9 +31,9 @@ class Added:
         self._active = True
         self._handles = [layer.register_forward_hook(self._adding(name)) for name, layer in self.layers.items()]
 
+    @abstractmethod
     def added(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
         """What is added to a layer's output for its input x."""
-        raise NotImplementedError
 
     def _adding(self, name: str):
         def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.patch import apply
 from harness import beside
-from harness.sampling import relative, stock
+from harness.sampling import relative
 
 CFG = 2.5
 
@@ -23,14 +23,6 @@ def patch(node, tiny):
                       "neg_embed": beside.draw(1, 16, seed=seed + 1), **inputs}
         return node(pack, name, model=model, **inputs)[0]
     return to
-
-
-@pytest.fixture
-def one(tiny):
-    """One step of the stock sampler: with cfg 1 the prediction for the positive, with 0 that for the negative."""
-    def step(model, positive, negative=None, cfg=1.0):
-        return stock(model, positive, negative or tiny.conditioning(2), tiny.latent(seed=9), cfg=cfg, steps=1)
-    return step
 
 
 @pytest.mark.parametrize("name", beside.NODES)

@@ -11,7 +11,7 @@ from nodes import ControlNetApplyAdvanced
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.patch import apply
 from harness.models.weights import draw
-from harness.sampling import counted, relative, stock
+from harness.sampling import counted, relative
 
 CFG, WHERE = 2.5, "middle_block.1.transformer_blocks.0.attn2"
 
@@ -38,14 +38,6 @@ def by_method(model):
     model = model.clone()
     model.add_object_patch(f"diffusion_model.{WHERE}.forward", MethodType(forward, layer))
     return model
-
-
-@pytest.fixture
-def one(tiny):
-    """One step; with cfg 1 the prediction for the positive, with 0 that for the negative."""
-    def step(model, positive, negative=None, cfg=1.0):
-        return stock(model, positive, negative or tiny.conditioning(2), tiny.latent(seed=9), cfg=cfg, steps=1)
-    return step
 
 
 @pytest.mark.parametrize("patch", [by_replacement, by_method])
