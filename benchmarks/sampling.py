@@ -46,7 +46,7 @@ def build(size: str, seed: int, dtype: torch.dtype):
 
 def random_adapter(model, pack, rank: int = 16):
     """A concept adapter on all linear and convolution layers of the base, with random values."""
-    from gcfg_pack.gcfg.nulltext.adapter import Adapter
+    from gcfg_pack.gcfg.nulltext.formats.adapter import Adapter
     pairs, features, gen = {}, {}, torch.manual_seed(0)
     for name, weight in model.model.diffusion_model.state_dict().items():
         if name.endswith("attn2.to_out.0.bias"):

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from gcfg.nulltext import checkpoint
+from gcfg.nulltext.formats import checkpoint
 
 from .labels import STYLES, Row
 

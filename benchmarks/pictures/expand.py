@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gcfg.nulltext import checkpoint, keymap
-from gcfg.nulltext.adapter import Adapter
 from gcfg.nulltext.attention import FEATURE
-from gcfg.nulltext.provenance import Provenance, architecture_hash, fingerprint
-from gcfg.nulltext.stock_lora import to_stock_lora
+from gcfg.nulltext.formats import checkpoint, keymap
+from gcfg.nulltext.formats.adapter import Adapter
+from gcfg.nulltext.formats.provenance import Provenance, architecture_hash, fingerprint
+from gcfg.nulltext.formats.stock_lora import to_stock_lora
 
 from . import shipped
 from .labels import CHARACTERS

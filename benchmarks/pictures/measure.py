@@ -18,7 +18,7 @@ from gcfg.guidance import Recipe
 from gcfg.miniature import recipes
 from gcfg.miniature.metrics import frechet_distance, moments
 from gcfg.nulltext.attention import replace_cross_attention
-from gcfg.nulltext.keymap import feature_blocks, feature_key
+from gcfg.nulltext.formats.keymap import feature_blocks, feature_key
 
 from . import data, labels, shipped
 from .judge import ATTRIBUTES, STYLE_NAMES, Judge, attributes_of, trained

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gcfg import comfyui
-from gcfg.nulltext import checkpoint
-from gcfg.nulltext.keymap import feature_key
+from gcfg.nulltext.formats import checkpoint
+from gcfg.nulltext.formats.keymap import feature_key
 from gcfg.training.run import state
 
 from . import captions, data, labels, shipped

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gcfg.nulltext import checkpoint
 from gcfg.nulltext.attention import FEATURE
+from gcfg.nulltext.formats import checkpoint
 
 from .words import Table
 

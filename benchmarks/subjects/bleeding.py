@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gcfg.nulltext import checkpoint
+from gcfg.nulltext.formats import checkpoint
 from gcfg.terminal import ProgressBar
 
 from ..pictures import data, expand, host, shipped

@@ -1,1 +1,1 @@
-"""The null-text concept model: its layer, its files, its calibration and its adapters. Plain torch, no host."""
+"""The null-text concept model: its layer, its constants and its calibration. Plain torch, no host."""

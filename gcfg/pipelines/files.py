@@ -20,11 +20,11 @@ from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, U
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..nulltext import checkpoint, identify
 from ..nulltext.attention import empty_features, replace_cross_attention
-from ..nulltext.checkpoint import CheckpointError
-from ..nulltext.identify import Kind
-from ..nulltext.keymap import diffusers_names, null_text_shapes, rename
+from ..nulltext.formats import checkpoint, identify
+from ..nulltext.formats.checkpoint import CheckpointError
+from ..nulltext.formats.identify import Kind
+from ..nulltext.formats.keymap import diffusers_names, null_text_shapes, rename
 
 LATENT_SCALE = 0.18215
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from gcfg.nulltext import adapter, checkpoint, identify, keymap, provenance, stock_lora
-from gcfg.nulltext.adapter import Adapter
-from gcfg.nulltext.checkpoint import CheckpointError
-from gcfg.nulltext.identify import Kind
+from gcfg.nulltext.formats import adapter, checkpoint, identify, keymap, provenance, stock_lora
+from gcfg.nulltext.formats.adapter import Adapter
+from gcfg.nulltext.formats.checkpoint import CheckpointError
+from gcfg.nulltext.formats.identify import Kind
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gcfg.nulltext import checkpoint
-from gcfg.nulltext.checkpoint import CheckpointError
+from gcfg.nulltext.formats import checkpoint
+from gcfg.nulltext.formats.checkpoint import CheckpointError
 
 TENSORS = {"a": torch.randn(3, 4), "half": torch.randn(5).half(), "wide": torch.randn(2, 2).bfloat16(),
            "scalar": torch.zeros(()), "empty": torch.zeros(0, 3), "count": torch.arange(3)}

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from gcfg.nulltext import identify, keymap
-from gcfg.nulltext.checkpoint import CheckpointError
-from gcfg.nulltext.identify import Kind, unet_weights
+from gcfg.nulltext.formats import identify, keymap
+from gcfg.nulltext.formats.checkpoint import CheckpointError
+from gcfg.nulltext.formats.identify import Kind, unet_weights
 
 
 @pytest.fixture

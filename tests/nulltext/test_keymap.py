@@ -2,7 +2,7 @@
 
 import pytest
 
-from gcfg.nulltext import keymap
+from gcfg.nulltext.formats import keymap
 
 COUNTS = {"SD15": (686, 16, 590), "SDXL": (1680, 70, 1260)}
 

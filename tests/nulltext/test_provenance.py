@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gcfg.nulltext.checkpoint import CheckpointError
-from gcfg.nulltext.provenance import Provenance, architecture_hash, fingerprint
+from gcfg.nulltext.formats.checkpoint import CheckpointError
+from gcfg.nulltext.formats.provenance import Provenance, architecture_hash, fingerprint
 
 
 def test_round_trip():

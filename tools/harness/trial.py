@@ -139,7 +139,7 @@ def on_server(graphs: dict[str, dict], models: Path, record: "Record", options: 
 def by_diffusers(graphs: dict[str, dict], models: Path, record: "Record", options: argparse.Namespace, host: None
                  ) -> list[Made]:
     """Run the workflows that are recipes of UNets and prompts; the others are left out and say why."""
-    from gcfg.nulltext.checkpoint import CheckpointError
+    from gcfg.nulltext.formats.checkpoint import CheckpointError
 
     from .embedded import NeedsComfyUI, Pipelines, read
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from gcfg_pack.gcfg.host.concepts.concept import apply_adapter
 from gcfg_pack.gcfg.host.sampling.chain import Link
-from gcfg_pack.gcfg.nulltext.adapter import Adapter
+from gcfg_pack.gcfg.nulltext.formats.adapter import Adapter
 
 from .models import tiny
 from .models.weights import generator

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.pictures import expand
 from gcfg.__main__ import main as gcfg
-from gcfg.nulltext import checkpoint
+from gcfg.nulltext.formats import checkpoint
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "out"

@@ -14,11 +14,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ...nulltext import checkpoint
 from ...nulltext.attention import FEATURE, is_null_text, replace_cross_attention
-from ...nulltext.identify import is_unet
-from ...nulltext.keymap import diffusers_names, feature_blocks, feature_key
-from ...nulltext.networks import network_weights
+from ...nulltext.formats import checkpoint
+from ...nulltext.formats.identify import is_unet
+from ...nulltext.formats.keymap import diffusers_names, feature_blocks, feature_key
+from ...nulltext.formats.networks import network_weights
 from ...nulltext.tokens import COUNTS, has_constant_tokens, replace_projections, tokens_of
 
 UNET = "diffusion_model."

@@ -11,11 +11,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...nulltext import checkpoint, stock_lora
-from ...nulltext.adapter import Adapter
-from ...nulltext.identify import Kind, identify, is_unet
-from ...nulltext.networks import network_weights
-from ...nulltext.provenance import Provenance, architecture_hash, fingerprint
+from ...nulltext.formats import checkpoint, stock_lora
+from ...nulltext.formats.adapter import Adapter
+from ...nulltext.formats.identify import Kind, identify, is_unet
+from ...nulltext.formats.networks import network_weights
+from ...nulltext.formats.provenance import Provenance, architecture_hash, fingerprint
 from ...nulltext.tokens import Tokens, tokens_of
 from .building import UNET, Blueprint, architecture, build, load_file, originals, shapes, weights
 

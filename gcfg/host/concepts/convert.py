@@ -12,9 +12,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...nulltext import adapter, calibrate
-from ...nulltext.identify import Kind, check_keys, is_unet
-from ...nulltext.keymap import feature_blocks, feature_key, null_text_shapes
+from ...nulltext import calibrate
+from ...nulltext.formats import adapter
+from ...nulltext.formats.identify import Kind, check_keys, is_unet
+from ...nulltext.formats.keymap import feature_blocks, feature_key, null_text_shapes
 from ...nulltext.tokens import null_token_shapes, projections, tensors_of
 from .building import UNET, Blueprint, architecture, build, refuse_bypassed, shapes, weights
 from .concept import CONCEPT, READS_TEXT, Concept, adopt, apply_adapter, in_words, stated

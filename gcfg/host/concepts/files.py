@@ -12,11 +12,11 @@ from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...nulltext import checkpoint, stock_lora
-from ...nulltext.adapter import difference
-from ...nulltext.checkpoint import PICKLES, SAFETENSORS
-from ...nulltext.identify import Kind, identify, is_unet, stock_from_null_text
-from ...nulltext.keymap import diffusers_names, feature_blocks, null_text_shapes, rename
+from ...nulltext.formats import checkpoint, stock_lora
+from ...nulltext.formats.adapter import difference
+from ...nulltext.formats.checkpoint import PICKLES, SAFETENSORS
+from ...nulltext.formats.identify import Kind, identify, is_unet, stock_from_null_text
+from ...nulltext.formats.keymap import diffusers_names, feature_blocks, null_text_shapes, rename
 from ...nulltext.tokens import COUNTS, projections
 from .building import architecture, originals, weights
 from .concept import CONCEPT, Concept, stated

@@ -15,7 +15,7 @@ from ...guidance import BASE, Performance, Prediction
 from .. import KEY
 from ..models import for_hooks, is_patched
 from .chain import POSITIVE, Link, Spec, compile_chain
-from .hooks import collect_hooks
+from .lanes.hooks import collect_hooks
 from .run import Run
 from .step import STEP, Step
 

@@ -13,17 +13,17 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from ...guidance import BASE, UNCONDITIONAL, Momentum, Prediction, Progress, Reuse
-from ...nulltext.rowwise import RowwiseNetwork
+from ...rows.network import RowwiseNetwork
 from .. import KEY
 from ..models import is_flow, replaces_methods
 from . import tracing
+from .batch.masks import spatial_mask
+from .batch.predict import GUIDED, UNGUIDED, Row
 from .chain import POSITIVE, Spec
-from .conditionings import SAMPLER, Conditionings, Conds, Copies, beside, process
-from .controls import check_controls
-from .hooks import register_together
-from .lanes import Lane, assign_lanes, needs_pairs
-from .masks import spatial_mask
-from .predict import GUIDED, UNGUIDED, Row
+from .lanes.conditionings import SAMPLER, Conditionings, Conds, Copies, beside, process
+from .lanes.controls import check_controls
+from .lanes.hooks import register_together
+from .lanes.lane import Lane, assign_lanes, needs_pairs
 
 
 class Run:

@@ -5,7 +5,7 @@
         predict              each set of weights and patches once, the base's last (predict.py);
       finish               first of its post-CFG functions: D = the host's result + the plan's terms (combine).
 
-What lasts for a run is in run.py; whose weights, patches and conditionings a row has, in lanes.py and conditionings.py.
+What lasts for a run is in run.py; whose weights, patches and conditionings a row has, in lanes/.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 from ...guidance import BASE, UNCONDITIONAL, Prediction, combine, plan
 from ...guidance.plan import in_zero_init
 from . import tracing
+from .batch.masks import coverage
+from .batch.predict import Row, predict
+from .batch.windows import Windows
 from .chain import POSITIVE
-from .conditionings import is_active
-from .masks import coverage
-from .predict import Row, predict
+from .lanes.conditionings import is_active
 from .run import Run
-from .windows import Windows
 
 STEP = "gcfg_step"
 """Under this key a step's model options hold the step."""

@@ -10,7 +10,7 @@ import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...nulltext import checkpoint
+from ...nulltext.formats import checkpoint
 from ...training.data import dataset
 from ...training.run.folder import RunFolder
 from ...training.settings import Settings

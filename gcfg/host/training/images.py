@@ -13,7 +13,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...nulltext.provenance import fingerprint
+from ...nulltext.formats.provenance import fingerprint
 from ...training.data import dataset, pictures
 from ..concepts import files as concept_files
 

@@ -11,9 +11,9 @@ from comfy.model_patcher import ModelPatcher, get_key_weight
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor, nn
 
-from ...nulltext.differences import Dense
-from ...nulltext.row_changes import NORMS, Added, LayerChange, additive
-from ...nulltext.rowwise import RowAdapter
+from ...rows.changes import NORMS, Added, LayerChange, additive
+from ...rows.differences import Dense
+from ...rows.network import RowAdapter
 from .. import KEY
 from .bypass import as_patches
 from .unmerged import NotRowwise, unmerged

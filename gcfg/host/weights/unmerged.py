@@ -15,8 +15,8 @@ import torch
 from comfy.weight_adapter import BOFTAdapter, GLoRAAdapter, LoHaAdapter, LoKrAdapter, LoRAAdapter, OFTAdapter
 from torch import Tensor, nn
 
-from ...nulltext.differences import Dense, Difference, Kronecker, LowRank, held, linear_map, moved
-from ...nulltext.row_changes import Added, Decomposed, InputMixed, Slice, Turned, additive
+from ...rows.changes import Added, Decomposed, InputMixed, Slice, Turned, additive
+from ...rows.differences import Dense, Difference, Kronecker, LowRank, held, linear_map, moved
 
 ADDED, TURNING = (LoRAAdapter, LoHaAdapter, LoKrAdapter), (OFTAdapter, BOFTAdapter)
 DORA = {LoRAAdapter: 4, LoHaAdapter: 7, LoKrAdapter: 8, GLoRAAdapter: 5, OFTAdapter: 3, BOFTAdapter: 3}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import files as atomic
-from ...nulltext import checkpoint
+from ...nulltext.formats import checkpoint
 
 VERSION = "2"
 _NAME = re.compile(r"step_(\d{8})\.state")

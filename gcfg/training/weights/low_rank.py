@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...nulltext.adapter import Adapter
+from ...nulltext.formats.adapter import Adapter
 from ..randomness import generator
 
 

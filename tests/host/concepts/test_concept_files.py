@@ -8,8 +8,8 @@ import torch
 
 from gcfg_pack.gcfg.host.concepts import concept, convert
 from gcfg_pack.gcfg.host.concepts import files as concept_files
-from gcfg_pack.gcfg.nulltext import checkpoint, keymap
-from gcfg_pack.gcfg.nulltext.checkpoint import CheckpointError
+from gcfg_pack.gcfg.nulltext.formats import checkpoint, keymap
+from gcfg_pack.gcfg.nulltext.formats.checkpoint import CheckpointError
 from harness.models.concepts import same, sample, weights_of, written
 
 CPU = torch.device("cpu")

@@ -11,8 +11,9 @@ import torch
 
 from gcfg_pack.gcfg.host.concepts import concept, convert
 from gcfg_pack.gcfg.host.concepts import files as concept_files
-from gcfg_pack.gcfg.nulltext import attention, checkpoint, keymap
-from gcfg_pack.gcfg.nulltext.identify import Kind
+from gcfg_pack.gcfg.nulltext import attention
+from gcfg_pack.gcfg.nulltext.formats import checkpoint, keymap
+from gcfg_pack.gcfg.nulltext.formats.identify import Kind
 from harness.models.concepts import same, sample
 
 CPU = torch.device("cpu")

@@ -4,7 +4,8 @@ import comfy.supported_models
 import comfy.utils
 import pytest
 
-from gcfg_pack.gcfg.nulltext import attention, keymap
+from gcfg_pack.gcfg.nulltext import attention
+from gcfg_pack.gcfg.nulltext.formats import keymap
 
 ARCHITECTURES = {
     "SD15": (comfy.supported_models.SD15, 686, 16, 590, {

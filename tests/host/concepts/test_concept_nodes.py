@@ -9,7 +9,8 @@ import torch
 
 from gcfg_pack.gcfg.host.concepts import concept, convert
 from gcfg_pack.gcfg.host.concepts import files as concept_files
-from gcfg_pack.gcfg.nulltext import attention, checkpoint
+from gcfg_pack.gcfg.nulltext import attention
+from gcfg_pack.gcfg.nulltext.formats import checkpoint
 from gcfg_pack.nodes import loaders
 from harness.find import PACK
 from harness.models.concepts import same, sample, weights_of, written

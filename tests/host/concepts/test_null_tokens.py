@@ -9,9 +9,9 @@ from gcfg_pack.gcfg.host.concepts import concept, convert
 from gcfg_pack.gcfg.host.concepts import files as concept_files
 from gcfg_pack.gcfg.host.concepts.concept import READS_TEXT
 from gcfg_pack.gcfg.host.sampling.chain import Link
-from gcfg_pack.gcfg.nulltext import checkpoint
-from gcfg_pack.gcfg.nulltext.checkpoint import CheckpointError
-from gcfg_pack.gcfg.nulltext.identify import Kind, identify
+from gcfg_pack.gcfg.nulltext.formats import checkpoint
+from gcfg_pack.gcfg.nulltext.formats.checkpoint import CheckpointError
+from gcfg_pack.gcfg.nulltext.formats.identify import Kind, identify
 from harness.models.concepts import same, written
 from harness.models.families import FAMILIES, available
 from harness.sampling import gcfg, relative, stock, through_guider

@@ -9,7 +9,7 @@ load_package("benchmarks", PACK / "benchmarks")
 from benchmarks.pictures import expand, host, measure, sampling, shipped, words
 from gcfg.miniature import recipes
 from gcfg_pack.gcfg.host.concepts.concept import CONCEPT
-from gcfg_pack.gcfg.nulltext.identify import Kind
+from gcfg_pack.gcfg.nulltext.formats.identify import Kind
 
 if not (shipped.MODELS / "lora.safetensors").is_file():
     pytest.skip("the shipped weights are not in this checkout (benchmarks/pictures/models)", allow_module_level=True)

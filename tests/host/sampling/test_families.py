@@ -18,7 +18,7 @@ from gcfg_pack.gcfg.host.concepts import concept as concepts
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.patch import apply
 from gcfg_pack.gcfg.host.training.models import empty_prompt, network
-from gcfg_pack.gcfg.nulltext.adapter import Adapter
+from gcfg_pack.gcfg.nulltext.formats.adapter import Adapter
 from gcfg_pack.gcfg.training.memory import Plan
 from gcfg_pack.gcfg.training.settings import Settings
 from harness.models.concepts import written

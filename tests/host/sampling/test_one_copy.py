@@ -9,7 +9,7 @@ from comfy.patcher_extension import PatcherInjection
 
 from gcfg_pack.gcfg.host.concepts import concept as concepts
 from gcfg_pack.gcfg.host.sampling.chain import Link
-from gcfg_pack.gcfg.nulltext.adapter import Adapter, extract
+from gcfg_pack.gcfg.nulltext.formats.adapter import Adapter, extract
 from harness.node import call
 from harness.sampling import counted, gcfg, relative, without_free_memory
 
@@ -200,7 +200,7 @@ def test_an_injection_that_both_have_stays(tiny, base, prompts):
 
 def test_stock_lora_form_of_a_concept(tiny, base, prompts):
     """Loaded by the stock LoRA loader, a concept saved as a LoRA runs on rows, too."""
-    from gcfg_pack.gcfg.nulltext import stock_lora
+    from gcfg_pack.gcfg.nulltext.formats import stock_lora
     positive, negative = prompts
     adapter = null_text_adapter(tiny, base)
     assert isinstance(adapter, Adapter)

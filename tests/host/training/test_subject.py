@@ -17,7 +17,7 @@ from gcfg_pack.gcfg.host.training.models.captioned import with_lora
 from gcfg_pack.gcfg.host.training.subjects import files as subject_files
 from gcfg_pack.gcfg.host.training.subjects import train as subject
 from gcfg_pack.gcfg.host.training.subjects.learner import SubjectLearner
-from gcfg_pack.gcfg.nulltext import checkpoint
+from gcfg_pack.gcfg.nulltext.formats import checkpoint
 from gcfg_pack.gcfg.training.data.variants import Subject
 from gcfg_pack.gcfg.training.losses.semantic import semantic_preservation
 from gcfg_pack.gcfg.training.memory import Plan

@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import torch
 
-from gcfg_pack.gcfg.nulltext import checkpoint as files_of
+from gcfg_pack.gcfg.nulltext.formats import checkpoint as files_of
 from gcfg_pack.gcfg.training.data.words import WordSettings
 from gcfg_pack.gcfg.training.run import state
 from gcfg_pack.gcfg.training.subject_settings import SubjectSettings

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from gcfg_pack.gcfg.host.training.models.text import TrainableText
-from gcfg_pack.gcfg.nulltext import checkpoint
+from gcfg_pack.gcfg.nulltext.formats import checkpoint
 from gcfg_pack.gcfg.training.losses.semantic import semantic_preservation
 from harness.models.text import clip
 

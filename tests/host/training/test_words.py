@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gcfg_pack.gcfg.host.training.models.text import TrainableText
 from gcfg_pack.gcfg.host.training.subjects import train as subject
 from gcfg_pack.gcfg.host.training.subjects import words
-from gcfg_pack.gcfg.nulltext import checkpoint
+from gcfg_pack.gcfg.nulltext.formats import checkpoint
 from gcfg_pack.gcfg.training.data.variants import Subject
 from gcfg_pack.gcfg.training.data.words import WordSettings
 from gcfg_pack.gcfg.training.run import state

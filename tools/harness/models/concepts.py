@@ -4,7 +4,7 @@ import comfy.sample
 import torch
 
 from gcfg_pack.gcfg.host.concepts import files as concept_files
-from gcfg_pack.gcfg.nulltext import checkpoint
+from gcfg_pack.gcfg.nulltext.formats import checkpoint
 
 
 def sample(model, positive, negative=None, steps=3, seed=3):

@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ....nulltext.provenance import Provenance
+from ....nulltext.formats.provenance import Provenance
 from ....training.data.dataset import Latent, masks_of
 from ....training.losses.objectives import undistilled
 from ....training.memory import Plan

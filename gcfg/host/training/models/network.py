@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ....nulltext.attention import replace_cross_attention
-from ....nulltext.keymap import feature_key
+from ....nulltext.formats.keymap import feature_key
 from ....training.losses.objectives import DiffusionLoss
 from ....training.memory import Plan
 from ...concepts.building import Blueprint, fill_buffers, weights

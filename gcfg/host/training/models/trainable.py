@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ....nulltext.attention import cross_attention_blocks
-from ....nulltext.identify import Kind
-from ....nulltext.keymap import feature_key
+from ....nulltext.formats.identify import Kind
+from ....nulltext.formats.keymap import feature_key
 from ....training.data.dataset import Latent, masks_of
 from ....training.memory import Plan
 from ....training.run.task import Task

@@ -12,9 +12,9 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....nulltext import checkpoint
-from ....nulltext.checkpoint import CheckpointError
-from ....nulltext.provenance import Provenance
+from ....nulltext.formats import checkpoint
+from ....nulltext.formats.checkpoint import CheckpointError
+from ....nulltext.formats.provenance import Provenance
 from ....training.subject_settings import check_word
 from ...concepts.concept import UNET, stated, weights
 

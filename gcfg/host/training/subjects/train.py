@@ -14,7 +14,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....nulltext.provenance import fingerprint
+from ....nulltext.formats.provenance import fingerprint
 from ....training import memory
 from ....training.data import variants
 from ....training.run import continuation, distributed, loop, state

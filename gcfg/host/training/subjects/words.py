@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ....nulltext import checkpoint
-from ....nulltext.provenance import Provenance, fingerprint
+from ....nulltext.formats import checkpoint
+from ....nulltext.formats.provenance import Provenance, fingerprint
 from ....training import memory
 from ....training.data import variants
 from ....training.data.words import View, WordSettings, captions, encode

@@ -8,10 +8,10 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from .attention import FEATURE
+from ..attention import FEATURE
+from ..tokens import projections
 from .checkpoint import CheckpointError
 from .keymap import attention_blocks, diffusers_names, feature_blocks, feature_key, null_text_shapes, rename
-from .tokens import projections
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 ADAPTER_ENDINGS = (".up", ".down", ".delta", f".attn2.{FEATURE}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .attention import FEATURE
+from ..attention import FEATURE
 from .checkpoint import CheckpointError
 from .identify import check_features, check_values
 from .keymap import feature_blocks, feature_key, null_text_shapes

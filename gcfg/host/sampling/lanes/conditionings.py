@@ -17,8 +17,8 @@ from comfy.sampler_helpers import convert_cond
 from comfy.samplers import process_conds
 from torch import Tensor
 
-from ...guidance import UNCONDITIONAL, Guidance, Prediction, Recipe
-from .chain import POSITIVE, fingerprint
+from ....guidance import UNCONDITIONAL, Guidance, Prediction, Recipe
+from ..chain import POSITIVE, fingerprint
 from .hooks import collect_hooks
 
 SAMPLER = ""

@@ -9,7 +9,7 @@ from comfy.sampler_helpers import prepare_mask
 from comfy.samplers import get_area_and_mult
 from torch import Tensor
 
-from .conditionings import Conds
+from ..lanes.conditionings import Conds
 
 
 def spatial_mask(mask: Tensor, shape: torch.Size, streams: Sequence[torch.Size]) -> Tensor:

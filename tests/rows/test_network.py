@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from gcfg.nulltext.differences import Dense, Kronecker, LowRank, held, linear_map
-from gcfg.nulltext.row_changes import Added, Decomposed, InputMixed, LayerChange, Replaced, Slice, Turned
-from gcfg.nulltext.rows import Regrouped
-from gcfg.nulltext.rowwise import RowAdapter, RowwiseNetwork
+from gcfg.rows.batch import Regrouped
+from gcfg.rows.changes import Added, Decomposed, InputMixed, LayerChange, Replaced, Slice, Turned
+from gcfg.rows.differences import Dense, Kronecker, LowRank, held, linear_map
+from gcfg.rows.network import RowAdapter, RowwiseNetwork
 
 
 class Attention(nn.Module):

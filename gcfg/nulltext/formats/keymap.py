@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from .attention import FEATURE
+from ..attention import FEATURE
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ import comfy.samplers
 from comfy.samplers import calc_cond_batch
 from torch import Tensor
 
-from ...nulltext.rows import Regrouped
-from ...nulltext.rowwise import RowwiseNetwork
-from .controls import with_roles
+from ....rows.batch import Regrouped
+from ....rows.network import RowwiseNetwork
+from ..lanes.controls import with_roles
 from .mixing import Mixed, watched
 
 GUIDED, UNGUIDED = 0, 1  # the roles that attention patches of other packs know: positive and negative

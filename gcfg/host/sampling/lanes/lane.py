@@ -13,13 +13,13 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from comfy.sampler_helpers import prepare_model_patcher
 from comfy.samplers import CFGGuider
 
-from ...guidance import BASE
-from ...nulltext.rowwise import RowAdapter
-from .. import KEY
-from ..models import same_modules, same_options, same_weights
-from ..weights.bypass import as_patches
-from ..weights.copies import with_own_weights
-from ..weights.rows import NotRowwise, row_adapter
+from ....guidance import BASE
+from ....rows.network import RowAdapter
+from ... import KEY
+from ...models import same_modules, same_options, same_weights
+from ...weights.bypass import as_patches
+from ...weights.copies import with_own_weights
+from ...weights.rows import NotRowwise, row_adapter
 from .conditionings import Conds
 
 

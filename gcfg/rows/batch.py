@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .row_changes import LayerChange
+from .changes import LayerChange
 
 
 class Regrouped(Exception):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..tokens import null_token_shapes, tokens_of
 from .checkpoint import CheckpointError
 from .identify import Kind, check_keys, check_values, identify, unet_weights
-from .tokens import null_token_shapes, tokens_of
 
 LONGEST = 65536
 """Tokens that a null prompt may have."""

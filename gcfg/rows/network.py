@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .batch import Regrouped, Rows
+from .changes import LayerChange
 from .differences import Movable
 from .hooked import Reads, hook, uncompiled
-from .row_changes import LayerChange
-from .rows import Regrouped, Rows
 
 
 @dataclass(frozen=True)
