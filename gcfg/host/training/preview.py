@@ -23,6 +23,7 @@ from ..sampling.chain import Link
 from ..sampling.patch import apply
 from .models.empty_prompt import EmptyPrompt
 from .models.network import PIXELS
+from .models.streams import empty_still
 from .models.trainable import Trainable
 
 CONTROL_SCALE = 2.5
@@ -104,29 +105,45 @@ class Preview(Watch):
 
     def _sample(self, concept: ModelPatcher, prompt: str, scale: float) -> np.ndarray:
         """Pictures (B, H, W, 3) uint8 of one prompt at one concept scale, from the seeds of the run."""
-        latent = self._empty()
-        noise = torch.cat([comfy.sample.prepare_noise(latent[:1], self.settings.seed + k) for k in range(len(latent))])
+        streams = self._empty()
+        seeds = [self.settings.seed + k for k in range(self.settings.preview_count)]
+        batches = [seeds] if len(streams) == 1 else [[seed] for seed in seeds]  # a network of streams takes one row
+        return np.concatenate([self._sample_seeds(concept, prompt, scale, streams, batch) for batch in batches])
+
+    def _sample_seeds(self, concept: ModelPatcher, prompt: str, scale: float, streams: list[Tensor],
+                      seeds: list[int]) -> np.ndarray:
+        one, latent = _together(streams), _together([torch.cat([stream] * len(seeds)) for stream in streams])
+        rows = [comfy.sample.prepare_noise(one, seed) for seed in seeds]
+        noise = rows[0] if len(rows) == 1 else torch.cat(rows)
         model = apply(self.base, [Link(model=concept, scale=scale, name="Concept")])
         samples = comfy.sample.sample(
             model, noise, self.settings.preview_steps, CONTROL_SCALE if prompt else 1.0, "dpmpp_2m", "sgm_uniform",
             self.prompts[prompt], self.prompts[""], latent, disable_pbar=True, seed=self.settings.seed,
             callback=self._ask)
-        return self._decoded(samples)
+        return self._decoded(samples.unbind()[0] if getattr(samples, "is_nested", False) else samples)
 
     def _decoded(self, samples: Tensor) -> np.ndarray:
         pixels = self.vae.decode(samples)[..., :3].clamp(0.0, 1.0)
         pixels = pixels.reshape(-1, *pixels.shape[-3:])  # a video model's one frame
         return (pixels * 255.0).round().to("cpu", torch.uint8).numpy()
 
-    def _empty(self) -> Tensor:
+    def _empty(self) -> list[Tensor]:
         kind = self.trainable.latent_format
         side = self.settings.resolution // getattr(kind, "spacial_downscale_ratio", PIXELS)
-        frames = (1,) if kind.latent_dimensions == 3 else ()
-        return torch.zeros(self.settings.preview_count, kind.latent_channels, *frames, side, side)
+        return empty_still(kind, (side, side))
 
     def _ask(self, *_) -> None:
         if self.watch.interrupted():
             raise comfy.model_management.InterruptProcessingException
+
+
+def _together(streams: list[Tensor]) -> Tensor:
+    """The streams of a latent as the host's samplers take them."""
+    if len(streams) == 1:
+        return streams[0]
+    from comfy.nested_tensor import NestedTensor  # no host without it has such models
+
+    return NestedTensor(streams)
 
 
 def sheet(rows: list[tuple[str, list[np.ndarray]]], titles: list[str]) -> Image.Image:

@@ -30,6 +30,7 @@ from .images import ConceptImages
 from .models import frozen
 from .models.empty_prompt import EmptyPrompt
 from .models.network import differentiable
+from .models.streams import picture_channels
 from .models.trainable import Trainable
 from .preview import Preview
 
@@ -83,7 +84,7 @@ def train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, w
 
 
 def _check_latents(base: ModelPatcher, images: ConceptImages) -> None:
-    channels = base.get_model_object("latent_format").latent_channels
+    channels = picture_channels(base.get_model_object("latent_format"))
     wrong = next((latent for latent in images.latents.found if latent.shape[0] != channels), None)
     if wrong is not None:
         raise ValueError(f"the pictures were encoded by an autoencoder with {wrong.shape[0]} channels, but "

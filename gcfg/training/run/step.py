@@ -74,8 +74,8 @@ class Stepper:
             self.together = True
             raise Diverged(f"the gradient of step {step + 1} is not finite.")
         if limit and norm > limit:
-            for parameter in parameters:
-                parameter.grad.mul_(limit / (norm + 1e-6))
+            for gradient in (p.grad for p in parameters if p.grad is not None):  # layers that the task does not reach
+                gradient.mul_(limit / (norm + 1e-6))
         return norm
 
     def _backward_in_memory(self, step: int) -> float:

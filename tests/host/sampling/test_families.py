@@ -164,13 +164,11 @@ def test_adapters_are_saved_and_loaded(family, tmp_path):
     assert relative(flat(expected), flat(stock(base, positive, negative, latent, CONTROL, **SHARED))) > 0.01
 
 
-def test_training_learns(family, request):
+def test_training_learns(family):
     """A LoRA under the empty prompt: a prediction moves to where it is led, and the file gives that prediction."""
-    if family.untrained:
-        request.applymarker(pytest.mark.xfail(reason=family.untrained, strict=False))
     base, empty = family.model(1), family.conditioning(0)
     gen = torch.Generator().manual_seed(2)
-    size = (1, *family.latent)
+    size = (1, *(family.latent[0] if isinstance(family.latent[0], tuple) else family.latent))  # a picture, no sound
     if base.get_model_object("latent_format").latent_dimensions > len(size) - 2:
         size = (*size[:2], 1, *size[2:])  # a still, as the host's sampler makes it for networks of videos
     x, target = (torch.randn(size, generator=gen) for _ in range(2))

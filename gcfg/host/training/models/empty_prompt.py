@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from ....nulltext.formats.provenance import Provenance
 from ....training.data.dataset import Latent, masks_of
@@ -18,6 +16,8 @@ from ....training.run.task import Task
 from ....training.settings import Settings, SettingsError
 from ...concepts.files import DTYPES
 from .captioned import Captioned, with_lora
+from .gradients import checkpointed, transformer_blocks
+from .streams import without_sound
 
 
 class EmptyPrompt(Captioned):
@@ -42,12 +42,9 @@ class EmptyPrompt(Captioned):
                                 "all be trained; choose the method LoRA.")
         super().__init__(base, settings.method, settings.rank, settings.seed, plan, device)
         self.settings = settings
-        for layer in self.network.modules():
-            if isinstance(layer, nn.LayerNorm):  # blocks add in place to what a norm has read and needs again
-                layer.register_forward_pre_hook(lambda layer, args: (args[0].clone(), *args[1:]))
         if plan.checkpointing:
             for block in transformer_blocks(self.network):
-                block.forward = partial(checkpoint, on_copies(block.forward), use_reentrant=False)
+                checkpointed(block)
         features, extra = conditioning[0]
         plain = {name: value.clone() if isinstance(value, Tensor) else value for name, value in extra.items()}
         self.empty = [[features.clone(), {**plain, "guidance": 1.0}]]  # clones: not made in inference mode
@@ -76,6 +73,8 @@ class EmptyPrompt(Captioned):
         return undistilled(output, base, cfg)
 
     def _output(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if len(x) > 1 and len(without_sound(x, self.latent_format)[1]) > 1:  # a network of streams takes one row
+            return torch.cat([self._output(*row) for row in zip(x.split(1), sigma.split(1), strict=True)])
         key = tuple(x.shape)
         if key not in self._conditions:
             with torch.no_grad():
@@ -92,19 +91,3 @@ class EmptyPrompt(Captioned):
         kind = type(self.base.model.model_config).__name__
         tensors = {key: value.to(DTYPES[dtype]) for key, value in self.lora(trained).items()}
         return {"": (tensors, Provenance(kind, made_by=made_by).to_metadata("lora"))}
-
-
-def on_copies(forward: Callable) -> Callable:
-    """A block that leaves its inputs alone, so that it can be computed again from them."""
-    def run(*args, **kwargs):
-        return forward(*map(_copy, args), **{name: _copy(value) for name, value in kwargs.items()})
-    return run
-
-
-def _copy(value: object) -> object:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def transformer_blocks(network: nn.Module) -> list[nn.Module]:
-    """The members of all lists of modules directly below a network."""
-    return [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import comfy.model_management
 import comfy.samplers
@@ -22,16 +22,32 @@ from ....training.losses.objectives import DiffusionLoss
 from ....training.memory import Plan
 from ...concepts.building import Blueprint, fill_buffers, weights
 from . import frozen
+from .gradients import differentiated
+from .streams import without_sound
 
 PIXELS = 8
 """Pixels along each side of a latent's cell."""
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, with what the host's function for its weights looks for."""
+
+    bias, weight_function, bias_function = None, (), ()
+
+
+class Embedding(nn.Embedding):
+    """torch's, which takes the host's ``out_dtype``."""
+
+    def forward(self, index: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        found = super().forward(index)
+        return found if out_dtype is None else found.to(out_dtype)
+
+
 class PlainOperations:
     """torch's own layers, for the host's network without its casts, hooks and offloading."""
 
-    Linear, Conv1d, Conv2d, Conv3d, Embedding = frozen.Linear, nn.Conv1d, frozen.Conv2d, nn.Conv3d, nn.Embedding
-    GroupNorm, LayerNorm, RMSNorm = nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
+    Linear, Conv1d, Conv2d, Conv3d, Embedding = frozen.Linear, nn.Conv1d, frozen.Conv2d, nn.Conv3d, Embedding
+    GroupNorm, LayerNorm, RMSNorm = nn.GroupNorm, nn.LayerNorm, RMSNorm
     ConvTranspose1d, ConvTranspose2d = nn.ConvTranspose1d, nn.ConvTranspose2d
 
     @staticmethod
@@ -98,6 +114,7 @@ class Network:
         dtype = torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
         self.model = self._build(dtype)
         self.network: nn.Module = self.model.diffusion_model
+        self.writes = not isinstance(self.network, unet_class())  # transformers' blocks, into what autograd keeps
         self.sampling = _own(base.get_model_object("model_sampling")).to(device)
         self.model.model_sampling = _output_only(self.sampling)
         on_gpu = device.type == "cuda" and dtype == torch.float32 and torch.cuda.is_bf16_supported()
@@ -147,7 +164,10 @@ class Network:
             conditions: what the model class reads, see ``conditions``; ``y`` (B, C) for the null text of SDXL.
         """
         options = {"optimized_attention_override": attention}
-        return self.model.apply_model(x, sigma, transformer_options=options, **conditions)
+        packed, shapes = without_sound(x, self.latent_format)
+        with differentiated() if self.writes and torch.is_grad_enabled() else nullcontext():
+            output = self.model.apply_model(packed, sigma, transformer_options=options, **conditions)
+        return output if len(shapes) == 1 else output[..., :x[0].numel()].view_as(x)
 
     def conditions(self, conditionings: list, like: Tensor) -> dict[str, object]:
         """What the network reads besides the latents, as the host makes it of conditionings, one a row of ``like``.
@@ -161,7 +181,9 @@ class Network:
     def _row(self, conditioning: list, like: Tensor) -> dict[str, object]:
         features, extra = conditioning[0]
         stated = [{**extra, "cross_attn": features, "model_conds": {}}]
-        made = comfy.samplers.encode_model_conds(self.model.extra_conds, stated, like, self.device, "positive")
+        noise, shapes = without_sound(like, self.latent_format)
+        made = comfy.samplers.encode_model_conds(self.model.extra_conds, stated, noise, self.device, "positive",
+                                                 latent_shapes=shapes)
         return {name: condition.process_cond(batch_size=1, area=None, device=self.device)
                 for name, condition in made[0]["model_conds"].items()}
 
