@@ -148,14 +148,22 @@ class LayerChange(Movable):
         steps: of the weight of a linear or convolution layer, in this order.
         weight: difference of a norm's weight, (C,).
         bias: difference of the bias, (out,).
+        outputs: what then becomes of the whole output, bias included, in this order: (x, y) to y.
     """
 
     steps: tuple[Callable, ...] = ()
     weight: Tensor | None = None
     bias: Tensor | None = None
+    outputs: tuple[Callable, ...] = ()
 
     def __call__(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The changed output for some rows x (rows, ...) of which the layer makes y; it may be written into y."""
+        y = self._by_weights(layer, x, y)
+        for output in self.outputs:
+            y = output(x, y)
+        return y
+
+    def _by_weights(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if self.weight is not None or isinstance(layer, NORMS):
             return y.add_(norm_difference(layer, x, self.weight, self.bias))
         if not self._additive:

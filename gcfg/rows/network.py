@@ -118,7 +118,7 @@ class RowwiseNetwork:
         before = []
         for name in names:
             layer, change = self.network.get_submodule(name), self.adapters[owner].layers[name]
-            if change.steps:
+            if change.steps or change.outputs:
                 raise RuntimeError(f"the network reads the weights of '{name}' without calling the layer, so they "
                                    "cannot be changed for some rows only; load the model a second time for the LoRA.")
             for parameter, difference in (("weight", change.weight), ("bias", change.bias)):

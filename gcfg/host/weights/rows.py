@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import comfy.lora
 import comfy.model_management
@@ -43,7 +44,10 @@ def row_adapter(clone: ModelPatcher, owner: ModelPatcher, hooked: bool = False) 
     made_for = (clone.model, clone.patches_uuid, owner.patches_uuid, injected, hooked)
     kept = clone.attachments.get(KEPT)
     if kept is None or kept[0] != made_for:
-        kept = made_for, _Differences(as_patches(clone), as_patches(owner), hooked).adapter()
+        (plain, turned), (other, turned_there) = as_patches(clone), as_patches(owner)
+        if turned_there:
+            raise NotRowwise(f"the base's own bypass adapter turns the output of {min(turned_there)}")
+        kept = made_for, _Differences(plain, other, hooked).adapter(turned)
         clone.set_attachments(KEPT, kept)  # for the next run with the same inputs
     return kept[1]
 
@@ -61,7 +65,8 @@ class _Differences:
             if len(ours) > same or len(theirs) > same:
                 self.common[key], self.added[key], self.removed[key] = ours[:same], ours[same:], theirs[same:]
 
-    def adapter(self) -> RowAdapter:
+    def adapter(self, turned: Mapping[str, tuple]) -> RowAdapter:
+        """The differences, and by layer what turns its output afterwards."""
         constants = {} if self.hooked else self._constants()
         layers: dict[str, LayerChange] = {}
         for key in self.added:
@@ -70,6 +75,9 @@ class _Differences:
                 raise NotRowwise(f"{key} is no weight of a layer")
             before = layers.get(name, LayerChange())
             layers[name] = self._bias(key, before) if parameter == "bias" else self._weight(key, before)
+        for key, outputs in turned.items():
+            name = key.removeprefix(NETWORK)
+            layers[name] = replace(layers.get(name, LayerChange()), outputs=outputs)
         adapter = RowAdapter(layers, constants)
         if adapter.nbytes > LARGEST * self.owner.model_size():
             raise NotRowwise("the change is about as large as the model")

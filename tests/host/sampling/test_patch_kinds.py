@@ -8,7 +8,7 @@ import torch
 
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.weights.rows import NotRowwise, row_adapter
-from harness.sampling import counted, gcfg, relative
+from harness.sampling import counted, gcfg, relative, stock
 from harness.twins import hook
 
 LINEAR = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
@@ -100,7 +100,7 @@ def check(tiny, base, prompts, change):
     """One copy of the weights against two, and that the change is one."""
     positive, negative = prompts
     clone, apart = change(base), change(tiny.sd15(1))
-    assert clone.patches
+    assert clone.patches or clone.injections
     with counted(base) as calls:
         result = gcfg(base, positive, negative, tiny.latent(batch=2), clone)
     assert calls == [(0, 6)] * 4
@@ -171,6 +171,62 @@ def test_scaled_weights(tiny, base, prompts):
         clone.add_patches({f"{CONV}.bias": ("diff", (File().draw(32),))}, 0.5, -1.0)
         return clone
     check(tiny, base, prompts, scaled)
+
+
+def injected(model, kind, strength=0.7):
+    return comfy.sd.load_bypass_lora_for_models(model, None, getattr(File(), kind)(), strength, 0.0)[0]
+
+
+bypassed = pytest.mark.skipif(not hasattr(comfy.sd, "load_bypass_lora_for_models"),
+                              reason="this ComfyUI has no bypass loader")
+
+
+@bypassed
+@pytest.mark.parametrize("kind", ["boft", "dora", "dora_by_input", "dora_on_loha"])
+def test_of_a_bypass_loader(tiny, base, prompts, kind):
+    """As the host runs it on weights of its own: a BOFT turns the bias too, a DoRA goes without its magnitude."""
+    check(tiny, base, prompts, lambda model: injected(model, kind))
+
+
+@bypassed
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "glora", "oft"])
+def test_of_a_bypass_loader_against_merged_weights(tiny, base, prompts, kind):
+    positive, negative = prompts
+    with counted(base) as calls:
+        result = gcfg(base, positive, negative, tiny.latent(), injected(base, kind))
+    assert calls == [(0, 3)] * 4
+    assert relative(result, gcfg(base, positive, negative, tiny.latent(), loaded(tiny.sd15(1), kind))) < 1e-3
+    assert relative(result, gcfg(base, positive, negative, tiny.latent())) > 0.01
+
+
+@bypassed
+@pytest.mark.parametrize("kind", ["glora", "oft"])
+def test_what_the_hosts_bypass_cannot_run_alone(tiny, base, prompts, kind):
+    """Once it can, rows have to equal it rather than merged weights."""
+    positive, negative = prompts
+    with pytest.raises(RuntimeError, match="view size|cannot be multiplied"):
+        stock(injected(base, kind), positive, negative, tiny.latent())
+
+
+@bypassed
+def test_of_a_bypass_loader_with_patches_and_hooks(tiny, base, prompts):
+    positive, negative = prompts
+    hooked = hook("sd15", tiny.conditioning(3), True)
+    one, two = (gcfg(base, positive, negative, tiny.latent(), links=[Link(
+        model=injected(loaded(model, "lora"), "boft"), conditioning=hooked)]) for model in (base, tiny.sd15(1)))
+    assert relative(one, two) < 1e-4
+
+
+@bypassed
+def test_of_a_bypass_loader_on_the_base(tiny, base, prompts):
+    """A turn that the base's own module makes cannot be taken back: the other model gets a copy, or a sentence."""
+    positive, negative = prompts
+    result = gcfg(injected(base, "boft"), positive, negative, tiny.latent(), loaded(base, "lora"))
+    expected = gcfg(injected(tiny.sd15(1), "boft"), positive, negative, tiny.latent(), loaded(tiny.sd15(1), "lora"))
+    assert relative(result, expected) < 1e-4
+    turned = injected(base, "boft")
+    with pytest.raises(ValueError, match="is used twice.*ordinary loader"):
+        gcfg(turned, positive, negative, tiny.latent(), loaded(turned, "lora"))
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "oft", "set"])

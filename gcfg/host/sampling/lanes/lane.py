@@ -125,7 +125,7 @@ def find_weights(patcher: ModelPatcher, lanes: list[Lane],
     if owner is None:
         return patcher, None
     try:
-        if same_modules(as_patches(patcher), as_patches(owner)):
+        if same_modules(as_patches(patcher)[0], as_patches(owner)[0]):
             return owner, row_adapter(patcher, owner, hooked)
         reason = "the clones differ in more than the patches of their weights"
     except NotRowwise as error:
