@@ -83,9 +83,6 @@ _AURA = {"cond_seq_dim": 48, "max_seq": 256, "n_double_layers": 1, "n_layers": 2
          "global_conddim": 32}
 
 
-_SEVERAL = "its latents are several tensors"
-
-
 @dataclass(frozen=True)
 class Family:
     """One family.
@@ -102,7 +99,6 @@ class Family:
         passes: forward passes a step for base[null], base[prompt] and a LoRA: 2 where the network regroups its batch,
             3 where it takes one row only.
         cross_attention: the suffix of the output layer of a cross-attention; "" where text and picture attend jointly.
-        untrained: why it cannot be trained, if it cannot.
     """
 
     config: str
@@ -115,7 +111,6 @@ class Family:
     masked: bool = False
     passes: int = 1
     cross_attention: str = ""
-    untrained: str = ""
 
     def model(self, seed: int = 0, dtype: torch.dtype = torch.float32):
         """A ModelPatcher with random weights."""
@@ -156,19 +151,17 @@ FAMILIES = {
                                      cross_attention="cross_attn.o"),
     "Wan 2.2 5B": Family("WAN22_T2V", _WAN | {"out_dim": 48, "in_dim": 48}, (48, 3, 8, 8),
                          cross_attention="cross_attn.o"),
-    "LTX-Video": Family("LTXV", _LTX, (128, 3, 4, 4), masked=True, cross_attention="attn2.to_out.0",
-                        untrained="its blocks write into what the backward pass reads"),
-    "LTX-2 (video and sound)": Family("LTXAV", _LTXAV, ((128, 3, 4, 4), (8, 12, 16)), untrained=_SEVERAL),
+    "LTX-Video": Family("LTXV", _LTX, (128, 3, 4, 4), masked=True, cross_attention="attn2.to_out.0"),
+    "LTX-2 (video and sound)": Family("LTXAV", _LTXAV, ((128, 3, 4, 4), (8, 12, 16))),
     "HunyuanVideo": Family("HunyuanVideo", _HUNYUAN, (16, 3, 8, 8), 48, 32),
     "HunyuanImage 2.1": Family("HunyuanImage21", _HUNYUAN | {
         "in_channels": 64, "out_channels": 64, "patch_size": [1, 1], "vec_in_dim": None, "axes_dim": [8, 8]},
         (64, 4, 4)),
     "Chroma": Family("Chroma", _CHROMA, (16, 8, 8), 48, 32),
     "Krea 2": Family("Krea2", _KREA, (16, 8, 8), 32, passes=2),
-    "Ideogram 4": Family("Ideogram4", _IDEOGRAM, (128, 4, 4), untrained="its embedding is a layer of the host's own"),
-    "MiniMax H3": Family("MiniMaxH3", _MINIMAX, ((24, 2, 4, 4), (32, 2, 8)), passes=3, untrained=_SEVERAL),
-    "Cosmos Predict2": Family("CosmosT2IPredict2", _COSMOS, (16, 1, 8, 8),
-                              untrained="its norms go through a kernel of the host without a backward pass"),
+    "Ideogram 4": Family("Ideogram4", _IDEOGRAM, (128, 4, 4)),
+    "MiniMax H3": Family("MiniMaxH3", _MINIMAX, ((24, 2, 4, 4), (32, 2, 8)), passes=3),
+    "Cosmos Predict2": Family("CosmosT2IPredict2", _COSMOS, (16, 1, 8, 8)),
     "Cosmos 1": Family("CosmosT2V", _COSMOS1, (16, 2, 8, 8), passes=2),
     "HiDream": Family("HiDream", _HIDREAM, (16, 8, 8), 48, 64, passes=2,
                       extra={"conditioning_llama3": (1, 2, 8, 32)}),

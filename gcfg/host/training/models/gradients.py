@@ -61,11 +61,11 @@ def _memory(tensor: Tensor) -> int:
 
 
 class PlainKernels(TorchFunctionMode):
-    """Within, comfy_kitchen's fused kernels run in their plain form, which has a gradient."""
+    """Within, comfy_kitchen's fused kernels run in their plain form, which has a gradient, where one is needed."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "_qualified_op_name", "")
-        if name.startswith(KERNELS):
+        if name.startswith(KERNELS) and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             function = getattr(kitchen, name.removeprefix(KERNELS), function)
         return function(*args, **kwargs or {})
 
