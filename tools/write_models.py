@@ -54,9 +54,10 @@ a weight's shape, or of something that is no layer gets a copy, made once and ke
 the log says so.
 
 Text-free concept models (Convert to Null-Text Model): for UNets a constant in the place of each cross-attention,
-measured; for Wan, LTX-Video and Cosmos Predict2 its keys and values of the empty prompt, exact
-(`tests/host/concepts/test_null_tokens.py`). On other transformers a concept is a LoRA or a fine-tuned model, measured
-under the empty prompt, and so are all adapters of transformers.
+measured; for Wan, LTX-Video, LTX-2 (what the picture and what the sound reads) and Cosmos Predict2 its keys and values
+of the empty prompt, exact (`tests/host/concepts/test_null_tokens.py`). On other transformers, and on those of LTX's
+whose keys and values follow the noise level (`cross_attention_adaln`), the node says that a concept is a LoRA or a
+fine-tuned model, measured under the empty prompt, and so are all adapters of transformers.
 """
 
 

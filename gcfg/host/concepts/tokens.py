@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
@@ -10,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...nulltext.tokens import Tokens, replaced, watch
+from ..streams import still_with_sound
 from .building import refuse_bypassed
 
 PROGRESS = (0.1, 0.6)
@@ -35,18 +38,20 @@ def null_text_tokens(patcher: ModelPatcher, conditioning: list, seed: int = 0) -
         ValueError: the network reads text in other ways too, or together with the picture.
     """
     refuse_bypassed(patcher)
-    if any("audio" in name for name, _ in patcher.model.diffusion_model.named_children()):
-        raise ValueError(_joint(patcher))  # picture and sound in one latent
     text, extra = conditioning[0]
     conds = {"positive": [[text, extra]], "negative": [[torch.randn_like(text), extra]]}
     conds = {kind: comfy.sampler_helpers.convert_cond(value) for kind, value in conds.items()}
-    noises = torch.randn((2, *_latent_shape(patcher)), generator=torch.Generator().manual_seed(seed))
+    streams = still_with_sound(patcher, (SIZE, SIZE))
+    shapes = [tuple(stream.shape) for stream in streams]
+    size = shapes[0] if len(shapes) == 1 else (1, 1, sum(map(math.prod, shapes)))  # packed, as the host's samplers do
+    noises = torch.randn((2, *size), generator=torch.Generator().manual_seed(seed))
     model, conds, loaded = comfy.sampler_helpers.prepare_sampling(patcher, noises[0].shape, conds,
                                                                   {"transformer_options": {}})
     try:
         patcher.pre_run()
         noises = noises.to(patcher.load_device)
-        conds = comfy.samplers.process_conds(model, noises[0], conds, patcher.load_device, noises[0], seed=seed)
+        more = {"latent_shapes": shapes} if len(shapes) > 1 else {}
+        conds = comfy.samplers.process_conds(model, noises[0], conds, patcher.load_device, noises[0], seed=seed, **more)
         with torch.no_grad():
             with watch(model.diffusion_model) as seen:
                 for noise, progress in zip(noises, PROGRESS, strict=True):
@@ -68,11 +73,6 @@ def _joint(patcher: ModelPatcher) -> str:
     return (f"{type(patcher.model.model_config).__name__} reads text together with the picture or the noise level, so "
             "its text cannot become constants. Its concept is a fine-tuned model or a LoRA, measured under the empty "
             "prompt: connect that as concept_model, and the empty prompt as negative.")
-
-
-def _latent_shape(patcher: ModelPatcher) -> tuple[int, ...]:
-    latent = patcher.get_model_object("latent_format")
-    return (1, latent.latent_channels, *(1,) * (latent.latent_dimensions - 2), SIZE, SIZE)
 
 
 def _predict(model, cond: list, noise: Tensor, progress: float) -> Tensor:

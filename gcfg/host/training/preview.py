@@ -21,9 +21,9 @@ from ...training.settings import Settings
 from ..previews import picture_of, show_result
 from ..sampling.chain import Link
 from ..sampling.patch import apply
+from ..streams import empty_still
 from .models.empty_prompt import EmptyPrompt
 from .models.network import PIXELS
-from .models.streams import empty_still
 from .models.trainable import Trainable
 
 CONTROL_SCALE = 2.5

@@ -25,12 +25,12 @@ from ..concepts import files as concept_files
 from ..concepts.concept import UNET
 from ..concepts.convert import null_text_features
 from ..models import check_conditioning, describe
+from ..streams import picture_channels
 from .export import Export, checkpoint_of, finished, has_null_text_form
 from .images import ConceptImages
 from .models import frozen
 from .models.empty_prompt import EmptyPrompt
 from .models.network import differentiable
-from .models.streams import picture_channels
 from .models.trainable import Trainable
 from .preview import Preview
 

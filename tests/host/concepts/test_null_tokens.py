@@ -1,5 +1,7 @@
 """Null text of transformers: keys and values of the empty prompt as constants, converted, saved, loaded, sampled."""
 
+from dataclasses import replace
+
 import comfy.sd
 import comfy.utils
 import pytest
@@ -12,13 +14,25 @@ from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.nulltext.formats import checkpoint
 from gcfg_pack.gcfg.nulltext.formats.checkpoint import CheckpointError
 from gcfg_pack.gcfg.nulltext.formats.identify import Kind, identify
+from harness import sampling
 from harness.models.concepts import same, written
 from harness.models.families import FAMILIES, available
-from harness.sampling import gcfg, relative, stock, through_guider
+from harness.sampling import relative
 
 SHARED = {"scheduler": "simple", "steps": 2}
-EXACT = ["Wan 2.1 text to video", "Wan 2.2 5B", "LTX-Video", "Cosmos Predict2"]
-JOINT = ["Flux.1", "Qwen-Image", "Z-Image", "HunyuanVideo", "LTX-2 (video and sound)", "Ideogram 4", "MiniMax H3"]
+EXACT = ["Wan 2.1 text to video", "Wan 2.2 5B", "LTX-Video", "LTX-2 (video and sound)", "Cosmos Predict2"]
+JOINT = ["Flux.1", "Qwen-Image", "Z-Image", "HunyuanVideo", "Ideogram 4", "MiniMax H3"]
+
+
+def flat(sample):
+    """A way to sample whose latents are one tensor each, picture and sound behind each other."""
+    def run(*args, **kwargs):
+        latent = sample(*args, **kwargs)
+        return comfy.utils.pack_latents(latent.unbind())[0] if latent.is_nested else latent
+    return run
+
+
+gcfg, stock, through_guider = map(flat, (sampling.gcfg, sampling.stock, sampling.through_guider))
 
 
 def given(names):
@@ -54,7 +68,7 @@ def test_it_equals_the_model_under_its_null_prompt_and_ignores_text(family):
                     gcfg(base, prompt, null, latent, tuned, **options)) < 1e-5
     sizes = [sum(value.numel() for value in patcher.model.diffusion_model.state_dict().values())
              for patcher in (model, tuned)]
-    assert sizes[0] < sizes[1]
+    assert sizes[0] < sizes[1] or family.config == "LTXAV"  # which makes 1024 tokens of any text, for tiny layers
 
 
 @torch.inference_mode()
@@ -108,6 +122,16 @@ def test_a_guider_needs_no_text_for_it(family):
 @torch.inference_mode()
 def test_where_text_and_picture_are_one_sequence_the_node_says_what_to_do(family):
     with pytest.raises(ValueError, match="a LoRA, measured under the empty prompt"):
+        convert.convert(family.model(1), family.conditioning(1))
+
+
+@pytest.mark.skipif("LTX-2 (video and sound)" not in available(), reason="this ComfyUI has no LTX-2")
+@torch.inference_mode()
+def test_where_the_noise_level_modulates_the_text_it_cannot_become_constants():
+    """``cross_attention_adaln``: keys and values are made of modulated text."""
+    family = FAMILIES["LTX-2 (video and sound)"]
+    family = replace(family, unet={**family.unet, "cross_attention_adaln": True})
+    with pytest.raises(ValueError, match="together with the picture or the noise level"):
         convert.convert(family.model(1), family.conditioning(1))
 
 

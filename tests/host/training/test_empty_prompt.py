@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gcfg_pack.gcfg.host import streams
 from gcfg_pack.gcfg.host.training import images
 from gcfg_pack.gcfg.host.training import train as training
-from gcfg_pack.gcfg.host.training.models import empty_prompt, network, streams
+from gcfg_pack.gcfg.host.training.models import empty_prompt, network
 from gcfg_pack.gcfg.training.data import dataset
 from gcfg_pack.gcfg.training.memory import Plan
 from gcfg_pack.gcfg.training.run.task import Watch

@@ -15,9 +15,9 @@ from ....training.memory import Plan
 from ....training.run.task import Task
 from ....training.settings import Settings, SettingsError
 from ...concepts.files import DTYPES
+from ...streams import without_sound
 from .captioned import Captioned, with_lora
 from .gradients import checkpointed, transformer_blocks
-from .streams import without_sound
 
 
 class EmptyPrompt(Captioned):

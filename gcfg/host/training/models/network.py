@@ -21,9 +21,9 @@ from ....nulltext.formats.keymap import feature_key
 from ....training.losses.objectives import DiffusionLoss
 from ....training.memory import Plan
 from ...concepts.building import Blueprint, fill_buffers, weights
+from ...streams import without_sound
 from . import frozen
 from .gradients import differentiated
-from .streams import without_sound
 
 PIXELS = 8
 """Pixels along each side of a latent's cell."""

@@ -1,4 +1,4 @@
-"""Latents of several streams, picture and sound: training on pictures leaves the sound out."""
+"""Latents of several streams, picture and sound: what a still picture of such models is."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def empty_still(latent_format, size: Sequence[int]) -> list[Tensor]:
     if hasattr(latent_format, "fix_empty_latent"):
         empty = latent_format.fix_empty_latent(empty)
     return list(empty.unbind()) if getattr(empty, "is_nested", False) else [empty]
+
+
+def still_with_sound(patcher, size: Sequence[int], length: int = 4) -> list[Tensor]:
+    """The streams of one empty picture with a sound of some frames, where the MODEL makes sound at all."""
+    streams, network = empty_still(patcher.get_model_object("latent_format"), size), patcher.model.diffusion_model
+    if len(streams) == 1 and hasattr(network, "num_audio_channels"):  # LTX-2, which can also do without
+        streams.append(torch.zeros(1, network.num_audio_channels, length, network.audio_frequency_bins))
+    return streams
 
 
 def picture_channels(latent_format) -> int:
