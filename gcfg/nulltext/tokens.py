@@ -1,7 +1,7 @@
 """Null text of networks whose cross-attention reads many tokens: keys and values of the empty prompt as constants.
 
-Exact wherever the projections to keys and values are given nothing but text, whatever the noise level (Wan, LTX-Video, LTX-2,
-Cosmos Predict2). Unlike the constant output of a UNet's cross-attention it needs no calibration.
+Exact wherever the projections to keys and values are given nothing but text, whatever the noise level (Wan, LTX-Video,
+LTX-2, Cosmos Predict2). Unlike the constant output of a UNet's cross-attention it needs no calibration.
 """
 
 from __future__ import annotations
