@@ -63,31 +63,41 @@ def check_mixable(base: ModelPatcher, other: ModelPatcher, label: str) -> None:
 
 
 def check_acts(base: ModelPatcher, other: ModelPatcher, label: str) -> None:
-    """Refuse a second MODEL with functions that act on a sampler's whole guidance, unless the base has the same.
+    """Refuse a second MODEL with functions of a sampler's whole guidance, or of its mask, that the base has not.
 
     On the one prediction that is asked of it they would do nothing.
 
     Raises:
         ValueError: it carries such functions.
     """
-    known = set(map(id, _of_whole_guidance(base)))
-    nodes = {getattr(fn, "__qualname__", type(fn).__name__).split(".")[0]: None
-             for fn in _of_whole_guidance(other) if id(fn) not in known}
-    if nodes:
+    def only_here(functions_of) -> list[str]:
+        known = set(map(id, functions_of(base)))
+        return [getattr(fn, "__qualname__", type(fn).__name__).split(".")[0]
+                for fn in functions_of(other) if id(fn) not in known]
+
+    if nodes := dict.fromkeys(only_here(_of_whole_guidance)):
         raise ValueError(f"{label}: its model carries {', '.join(nodes)}, which changes the guidance of a whole "
                          "sampler and would do nothing to this one prediction; connect that node to the sampler's "
                          "model instead.")
+    if nodes := only_here(lambda patcher: _listed(patcher.model_options, "denoise_mask_function")):
+        raise ValueError(f"{label}: its model carries {nodes[0]}, which changes a sampler's mask from step to step, "
+                         "and one prediction has none of its own; connect that node to the sampler's model instead, "
+                         "and what this guidance shall act on to its own mask.")
 
 
 def _of_whole_guidance(patcher: ModelPatcher) -> list:
-    """The functions on a MODEL that are called with a sampler's combined or paired predictions, or with its mask."""
-    found = []
-    for name in ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function",
-                 "sampler_calc_cond_batch_function", "denoise_mask_function"):
-        value = patcher.model_options.get(name, [])
-        found += value if isinstance(value, list) else [value]
+    """The functions on a MODEL that are called with a sampler's combined or paired predictions."""
+    names = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function",
+             "sampler_calc_cond_batch_function")
     wrappers = _foreign(patcher.wrappers).get(WrappersMP.PREDICT_NOISE, {})
-    return found + [fn for by_key in wrappers.values() for fn in by_key]
+    return [fn for name in names for fn in _listed(patcher.model_options, name)] + [
+        fn for by_key in wrappers.values() for fn in by_key]
+
+
+def _listed(options: dict, name: str) -> list:
+    """What an option holds, one value or a list of them."""
+    value = options.get(name, [])
+    return value if isinstance(value, list) else [value]
 
 
 def check_conditioning(patcher: ModelPatcher, conditioning: list, label: str) -> None:

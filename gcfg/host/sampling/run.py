@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 
 from comfy.model_patcher import ModelPatcher
 from comfy.sampler_helpers import cleanup_models, get_additional_models
@@ -18,12 +17,11 @@ from .. import KEY
 from ..models import is_flow, replaces_methods
 from . import tracing
 from .batch.masks import spatial_mask
-from .batch.predict import GUIDED, UNGUIDED, Row
 from .chain import POSITIVE, Spec
-from .lanes.conditionings import SAMPLER, Conditionings, Conds, Copies, beside, process
-from .lanes.controls import check_controls
+from .lanes.conditionings import Conds, process
 from .lanes.hooks import register_together
-from .lanes.lane import Lane, assign_lanes, needs_pairs
+from .lanes.lane import needs_pairs
+from .lanes.table import Lanes
 
 
 class Run:
@@ -31,87 +29,13 @@ class Run:
 
     def __init__(self, guider: CFGGuider, spec: Spec):
         self.guider, self.spec = guider, spec
+        self.lanes = Lanes(guider, spec)
+        self.recipe = self.lanes.recipe
         self.networks: dict[ModelPatcher, dict[object, RowwiseNetwork]] = {}  # by owner, by inner model
         self.exits = ExitStack()
-        self.only_unconditional = getattr(guider, "first", CFGGuider) is None  # a Guider without a positive of its own
-        self.conditionings = Conditionings(guider.conds, spec.conditionings, self.only_unconditional)
-        self.lanes, twins = assign_lanes(guider.model_patcher, spec.models, self.conditionings.change_weights())
-        self.leaders = [name for name, lane in reversed(self.lanes.items()) if lane.leader == name]  # the base last
-        self.recipe = self.conditionings.resolved(spec.recipe.renamed(twins))
-        self._ask_lanes()
 
     def __deepcopy__(self, memo) -> Run:
         return self
-
-    @property
-    def base(self) -> ModelPatcher:
-        return self.lanes[BASE].owner
-
-    @property
-    def owners(self) -> list[ModelPatcher]:
-        """The MODELs whose modules run, the base first, each once."""
-        return list(dict.fromkeys(lane.owner for lane in self.lanes.values()))
-
-    def inner(self, lane: Lane):
-        """The host's inner model of a lane."""
-        return self.guider.inner_model if lane.owner is self.base else lane.owner.model
-
-    # --- what a step asks ----------------------------------------------------------------------------------------
-
-    def name(self, cond: Conds) -> Hashable:
-        """What the host asks for with one of its conditionings: a prediction of the recipe, or something of its own."""
-        host = self.guider.conds
-        if cond is host.get(self.conditionings.negative) or (self.only_unconditional and cond is host.get("positive")):
-            return self.recipe.baseline
-        return Prediction(BASE, POSITIVE) if cond is host.get("positive") else id(cond)
-
-    def handed(self, args: dict) -> dict[Hashable, Tensor]:
-        """The predictions that the host hands to post-CFG functions; what it guides away from is the baseline."""
-        handed = {self.name(args[kind]): args[f"{kind}_denoised"]
-                  for kind in ("cond", "uncond") if args.get(kind) is not None}
-        if args.get("uncond") is not None and self.conditionings.negative == "negative":
-            handed.setdefault(self.recipe.baseline, args["uncond_denoised"])
-        return handed
-
-    def leader(self, name: Hashable) -> str:
-        """The lane whose batch a prediction belongs to."""
-        return self.lanes[name.model].leader if isinstance(name, Prediction) else BASE
-
-    def conds(self, p: Prediction) -> Conds | None:
-        """The processed conditioning of a prediction, or None if there is none."""
-        pair, kind = self.conditionings.places[p.conditioning]
-        own = p.model == BASE and pair == SAMPLER
-        return (self.guider.conds if own else self.lanes[p.model].pairs[pair]).get(kind)
-
-    def row(self, p: Prediction) -> Row:
-        """A prediction as a row of a batch.
-
-        An unconditional prediction is guided towards where its model carries patches of its own that may tell roles
-        apart: an image prompt acts on the guided role.
-        """
-        lane = self.lanes[p.model]
-        guided = self.conditionings.places[p.conditioning][1] == "positive" or (
-            self.lanes[lane.leader].patched and any(g.prediction == p for g in self.recipe.guidances))
-        return Row(self.conds(p), GUIDED if guided else UNGUIDED, None if lane.adapter is None else p.model)
-
-    def batches(self, leader: str, rows: dict[Hashable, Row]) -> list[dict[Hashable, Row]]:
-        """The rows of a lane by batch: all in one, or each of the recipe's in a pair where patches need that."""
-        if not self.lanes[leader].in_pairs:
-            return [rows]
-        added = [{p: row} | self._partner(p, row) for p, row in rows.items() if row.added]
-        return [*added, {name: row for name, row in rows.items() if not row.added}]
-
-    def _partner(self, p: Prediction, row: Row) -> dict[Hashable, Row]:
-        """What the host would put beside a prediction: the other one of its pair."""
-        pair, _ = self.conditionings.places[p.conditioning]
-        of_sampler = UNCONDITIONAL if row.role == GUIDED else POSITIVE
-        other = of_sampler if pair == SAMPLER else beside(pair) if row.role == GUIDED else pair
-        conds = self.conds(replace(p, conditioning=other))
-        return {("partner", p): replace(row, conds=conds, role=1 - row.role)} if conds else {}
-
-    def own_role(self, place: int) -> int:
-        """The role of what the host asks for: its place in the host's list."""
-        return UNGUIDED if self.only_unconditional else place
 
     def is_unguided(self, sigma: float, options: dict) -> bool:
         """True if the sampler's own guidance has scale 0 at this noise level, and nobody else looks at its positive."""
@@ -135,46 +59,29 @@ class Run:
     def _prepare(self) -> None:
         """Options and hooks of every lane; the run itself, where its wrappers find it."""
         self.guider.model_options[KEY] = self
-        self.lanes[BASE].in_pairs = needs_pairs(self.guider.model_options, self.base)
+        self.lanes[BASE].in_pairs = needs_pairs(self.guider.model_options, self.lanes.base)
         for name, lane in self.lanes.items():
             if lane.leader == name != BASE:
                 lane.prepare(self.guider.model_options)
-        for owner in self.owners:
+        for owner in self.lanes.owners:
             self._register_hooks(owner)
-
-    def _ask_lanes(self) -> None:
-        """Give each lane its own copies of the conditionings that the recipe asks it for."""
-        used = [(p, g.label) for g in self.recipe.guidances for p in g.uses]
-        if self.recipe.baseline.model != BASE:
-            used.append((self.recipe.baseline, "baseline_model"))
-        copies = {owner: Copies(shared=owner is self.base) for owner in self.owners}
-        for p, label in used:
-            pair, kind = self.conditionings.places[p.conditioning]
-            conds, lane = self.conditionings.pair(pair), self.lanes[p.model]
-            if not conds.get(kind):
-                raise ValueError(f"{label} needs the {p.conditioning} conditioning, and this guider has none; "
-                                 "use a guider with a negative input, or connect the guidance's own conditioning.")
-            if pair not in lane.pairs and not (p.model == BASE and pair == SAMPLER):  # that is the host's own
-                if lane.owner is self.base:
-                    check_controls(conds[kind], self.guider.conds.values(), label)
-                lane.pairs[pair] = copies[lane.owner](conds)
 
     def _register_hooks(self, owner: ModelPatcher) -> None:
         """Register the hooks of all conditionings that run on one module, together, with its MODEL."""
         lanes = [(lane.conds, self.guider.model_options if lane.leader == BASE else self.lanes[lane.leader].options)
                  for lane in self.lanes.values() if lane.owner is owner]
-        register_together(owner, lanes, list(self.guider.conds.values()) if owner is self.base else [])
+        register_together(owner, lanes, list(self.guider.conds.values()) if owner is self.lanes.base else [])
 
     def to_load(self, conds: dict[str, Conds]) -> dict[str, Conds]:
         """The host's conditionings with the recipe's and its MODELs, in the form in which the host loads models."""
-        ours = {f"{KEY} {name} {kind}": c for name, lane in self.lanes.items() if lane.owner is self.base
+        ours = {f"{KEY} {name} {kind}": c for name, lane in self.lanes.items() if lane.owner is self.lanes.base
                 for kind, c in lane.conds.items()}
         return {**conds, **ours, KEY: [{"additional_models": self._models()}]}
 
     def _models(self) -> list[ModelPatcher]:
         """The MODELs beside the base with what they bring along. The host must not spread them over its devices."""
-        lanes = [lane for lane in self.lanes.values() if lane.owner is not self.base]
-        return [*(m for owner in self.owners[1:] for m in (owner, *owner.get_nested_additional_models())),
+        lanes = [lane for lane in self.lanes.values() if lane.owner is not self.lanes.base]
+        return [*(m for owner in self.lanes.owners[1:] for m in (owner, *owner.get_nested_additional_models())),
                 *(m for lane in lanes for m in get_additional_models(lane.conds, lane.owner.model_dtype())[0])]
 
     @property
@@ -182,14 +89,14 @@ class Run:
         """By how much the largest batch of predictions exceeds the two that the host reckons with."""
         used = {p for g in self.recipe.guidances for p in g.uses}
         own = {Prediction(BASE, POSITIVE), Prediction(BASE, UNCONDITIONAL)}
-        sizes = Counter(self.leader(p) for p in used | own)
+        sizes = Counter(self.lanes.leader(p) for p in used | own)
         return (max(sizes.values()) + 1) // 2
 
     def within_wrappers(self, call: Callable) -> Callable:
         """A call of the whole run, within the wrappers of every lane; the base's are the host's business."""
-        for leader in self.leaders:
+        for leader in self.lanes.leaders:
             if leader != BASE:
-                users = [g.label for g in self.recipe.guidances if any(self.leader(p) == leader for p in g.uses)]
+                users = [g.label for g in self.recipe.guidances if any(self.lanes.leader(p) == leader for p in g.uses)]
                 call = self.lanes[leader].within_wrappers(call, ", ".join(users))
         return call
 
@@ -205,8 +112,8 @@ class Run:
         shapes = getattr(self.guider.inner_model, "latent_shapes", None)
         tracing.begin(self)
         self.begin(noise)
-        for owner in self.owners:
-            if owner is not self.base:
+        for owner in self.lanes.owners:
+            if owner is not self.lanes.base:
                 owner.pre_run()
                 owner.model.latent_shapes = shapes
             self._apply_to_rows(owner)
@@ -215,20 +122,20 @@ class Run:
                 lane.options["transformer_options"]["sample_sigmas"] = sigmas
             network = self.networks[lane.owner][lane.owner.model]
             with network.applied([None if lane.adapter is None else name], whole=False):  # some refine the text here
-                lane.pairs = {pair: process(conds, self.inner(lane), noise, lane.owner.load_device, latent_image,
+                lane.pairs = {pair: process(conds, self.lanes.inner(lane), noise, lane.owner.load_device, latent_image,
                                             denoise_mask, seed, shapes) for pair, conds in lane.pairs.items()}
 
     def begin(self, x: Tensor) -> None:
         """Begin what depends on the size of the latent: masks, momentum, reuse. A few samplers change it on the way."""
         performance = self.spec.performance
         self.shape, self.momentum = x.shape, Momentum()
-        self.reuse = Reuse(performance, self.sigmas, is_flow(self.base)) if performance.reuses else None
+        self.reuse = Reuse(performance, self.sigmas, is_flow(self.lanes.base)) if performance.reuses else None
         streams = getattr(self.guider.inner_model, "latent_shapes", None) or [x.shape]
         self.masks = {name: spatial_mask(mask, x.shape, streams).to(x.device) for name, mask in self.spec.masks.items()}
 
     def _apply_to_rows(self, owner: ModelPatcher) -> None:
         """Let an owner's network apply the adapters of its lanes to rows, on every device that the host runs it on."""
-        clones = self.guider.model_options.get("multigpu_clones", {}) if owner is self.base else {}
+        clones = self.guider.model_options.get("multigpu_clones", {}) if owner is self.lanes.base else {}
         for patcher in {owner: None, **dict.fromkeys(clones.values())}:
             dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
             adapters = {name: lane.adapter.to(patcher.load_device, dtype) for name, lane in self.lanes.items()
@@ -241,7 +148,7 @@ class Run:
     def __exit__(self, *_) -> None:
         self.exits.close()
         cleanup_models({f"{name} {kind}": c for name, lane in self.lanes.items() for kind, c in lane.conds.items()}, [])
-        for owner in self.owners[1:]:
+        for owner in self.lanes.owners[1:]:
             owner.cleanup()
             owner.restore_hook_patches()
         self.guider.model_options.pop(KEY, None)

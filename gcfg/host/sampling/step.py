@@ -19,7 +19,8 @@ from ...guidance import BASE, UNCONDITIONAL, Prediction, combine, plan
 from ...guidance.plan import in_zero_init
 from . import tracing
 from .batch.masks import coverage
-from .batch.predict import Row, predict
+from .batch.predict import predict
+from .batch.row import Row
 from .batch.windows import Windows
 from .chain import POSITIVE
 from .lanes.conditionings import is_active
@@ -45,7 +46,7 @@ class Step:
         if x.shape != run.shape:
             run.begin(x)
         used = {p for g in run.recipe.guidances for p in g.uses}
-        absent = {p for p in used if not is_active(run.conds(p) or [], self.sigma)}
+        absent = {p for p in used if not is_active(run.lanes.conds(p) or [], self.sigma)}
         self.zero_init = run.from_noise and in_zero_init(run.recipe, self.sigma, run.sigmas)
         self.plan = plan(run.recipe, self.sigma, run.progress, added=True, absent=used if self.zero_init else absent)
 
@@ -65,11 +66,12 @@ class Step:
         if self.asked or model is not self.run.guider.inner_model or x.shape != self.x.shape:
             return executor(model, conds, x, timestep, options)  # a patch's own call, another model, a pack's window
         self.asked = True
-        names = [None if cond is None else self.run.name(cond) for cond in conds]
+        self.run.lanes.take_along(conds)
+        names = [None if cond is None else self.run.lanes.name(cond) for cond in conds]
         own: dict[Hashable, Row] = {}
         for place, (name, cond) in enumerate(zip(names, conds, strict=True)):
             if cond is not None:
-                own.setdefault(name, Row(cond, self.run.own_role(place), added=False))
+                own.setdefault(name, Row(cond, self.run.lanes.own_role(place), added=False))
         baseline, positive = self.run.recipe.baseline, Prediction(BASE, POSITIVE)
         if baseline in own and positive not in self.plan.predictions and self.run.is_unguided(self.sigma, options):
             own.pop(positive, None)  # the host will multiply its difference from the baseline by 0
@@ -80,7 +82,7 @@ class Step:
     def finish(self, args: dict) -> Tensor:
         """Post-CFG function: the host's result and the recipe's guidances, checked for NaN."""
         self.asked = self.finished = True
-        for name, value in self.run.handed(args).items():
+        for name, value in self.run.lanes.handed(args).items():
             self.predictions.setdefault(name, value)
         self.predict({}, args["model_options"])
         added: dict[int, tuple[float, Tensor]] = {}
@@ -101,15 +103,15 @@ class Step:
             own: rows that the host itself asks for; the unconditional is left to it until it is done.
             batch: the executor of the wrapper around the host's batch, as ``batch``.
         """
-        run, left_to_host = self.run, {Prediction(BASE, UNCONDITIONAL)} if own else set()
-        wanted = {p: run.row(p) for p in self.plan.predictions if p not in left_to_host and p not in own}
-        wanted |= {name: run.row(name) if run.leader(name) != BASE else row for name, row in own.items()}
+        lanes, left_to_host = self.run.lanes, {Prediction(BASE, UNCONDITIONAL)} if own else set()
+        wanted = {p: lanes.row(p) for p in self.plan.predictions if p not in left_to_host and p not in own}
+        wanted |= {name: lanes.row(name) if lanes.leader(name) != BASE else row for name, row in own.items()}
         wanted = {name: row for name, row in wanted.items() if name not in self.predictions}
         reused = [name for name in wanted if self._reusable(name, wanted)]
         found = {}
-        for leader in run.leaders:
-            rows = {name: wanted[name] for name in wanted if run.leader(name) == leader and name not in reused}
-            for part in filter(None, run.batches(leader, rows)):
+        for leader in lanes.leaders:
+            rows = {name: wanted[name] for name in wanted if lanes.leader(name) == leader and name not in reused}
+            for part in filter(None, lanes.batches(leader, rows)):
                 found |= zip(part, self._batch(leader, list(part.values()), options, **batch), strict=True)
         found = {name: found[name].to(self.x.device) for name in wanted if name in found}  # only now: no device waits
         self.predictions |= found
@@ -121,7 +123,7 @@ class Step:
         device = lane.owner.load_device
         options, batch = (base_options, batch) if leader == BASE else (lane.options, {})
         with self.run.spec.trace.timed(leader, device):
-            return predict(self.run.inner(lane), rows, self.x.to(device), self.timestep.to(device), options,
+            return predict(self.run.lanes.inner(lane), rows, self.x.to(device), self.timestep.to(device), options,
                            self.run.networks[lane.owner], in_pairs=lane.in_pairs, **batch)
 
     # --- fewer passes: predictions of earlier steps ----------------------------------------------------------------
@@ -150,7 +152,7 @@ class Step:
             g = term.guidance
             parts = [self.run.masks[g.mask]] if g.mask is not None else []
             for p in {*g.uses} - {self.run.recipe.baseline}:
-                parts += [c for c in [coverage(self.run.conds(p), self.x, self.timestep)] if c is not None]
+                parts += [c for c in [coverage(self.run.lanes.conds(p), self.x, self.timestep)] if c is not None]
             if parts:
                 masks[term.index] = torch.stack(torch.broadcast_tensors(*parts)).prod(dim=0)
         return masks

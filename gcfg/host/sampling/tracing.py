@@ -18,7 +18,7 @@ HOST = -1
 def begin(run) -> None:
     """Empty the trace of a run that starts sampling, and say what it will record."""
     guidances = dict(enumerate(run.recipe.guidances))
-    if not run.only_unconditional:
+    if not run.lanes.only_unconditional:
         first = getattr(run.guider, "first", None)
         own = first if isinstance(first, Guidance) else Guidance(Prediction(BASE, POSITIVE), name="positive (cfg)")
         guidances = {HOST: own, **guidances}

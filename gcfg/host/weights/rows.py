@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import comfy.hooks
 import comfy.lora
 import comfy.model_management
 import torch
@@ -17,7 +18,7 @@ from ...rows.differences import Dense
 from ...rows.network import RowAdapter
 from .. import KEY
 from .bypass import as_patches
-from .unmerged import NotRowwise, unmerged
+from .unmerged import NotRowwise, only_adds, unmerged
 
 __all__ = ["NotRowwise", "row_adapter"]
 
@@ -29,27 +30,39 @@ LARGEST = 0.5
 """An adapter of more than this share of the weights is better kept as a copy, which the host can offload."""
 
 
-def row_adapter(clone: ModelPatcher, owner: ModelPatcher, hooked: bool = False) -> RowAdapter:
+def row_adapter(clone: ModelPatcher, owner: ModelPatcher, hooks: Sequence[comfy.hooks.WeightHook] = ()) -> RowAdapter:
     """What makes the owner's weights the clone's, as an adapter for rows; bypass LoRAs of both count.
 
     Args:
-        hooked: LoRA hooks may change the owner's weights during the run. The host adds them to the clone's, too, so
-            the adapter may then only add: nothing is switched off, scaled or turned.
+        hooks: may change the owner's weights during the run. In a model of its own they would change the clone's, so
+            both may only add where they meet: the adapter switches nothing off, and scales and turns nothing.
 
     Raises:
-        NotRowwise: a patch has another shape than its weight or reaches outside the layers, or the change is about as
-            large as the model.
+        NotRowwise: a patch has another shape than its weight or reaches outside the layers, a hook scales what it
+            changes, or the change is about as large as the model.
     """
     injected = [i for patcher in (clone, owner) for listed in patcher.injections.values() for i in listed]
-    made_for = (clone.model, clone.patches_uuid, owner.patches_uuid, injected, hooked)
+    scaled = scaled_by(hooks, owner)
+    made_for = (clone.model, clone.patches_uuid, owner.patches_uuid, injected, bool(hooks), scaled)
     kept = clone.attachments.get(KEPT)
     if kept is None or kept[0] != made_for:
         (plain, turned), (other, turned_there) = as_patches(clone), as_patches(owner)
         if turned_there:
             raise NotRowwise(f"the base's own bypass adapter turns the output of {min(turned_there)}")
-        kept = made_for, _Differences(plain, other, hooked).adapter(turned)
+        kept = made_for, _Differences(plain, other, bool(hooks)).adapter(turned, scaled)
         clone.set_attachments(KEPT, kept)  # for the next run with the same inputs
     return kept[1]
+
+
+def scaled_by(hooks: Sequence[comfy.hooks.WeightHook], owner: ModelPatcher) -> frozenset[str]:
+    """The weights to which LoRA hooks do more than add, as DoRA does."""
+    if not hooks:
+        return frozenset()
+    probe, target = owner.clone(), comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model)
+    for hook in hooks:
+        hook.add_hook_patches(probe, {}, target, comfy.hooks.HookGroup())
+    return frozenset(key for by_key in probe.hook_patches.values() for key, patches in by_key.items()
+                     if not all(only_adds(data) and keep == 1.0 for _, data, keep, *_ in patches))
 
 
 class _Differences:
@@ -65,8 +78,14 @@ class _Differences:
             if len(ours) > same or len(theirs) > same:
                 self.common[key], self.added[key], self.removed[key] = ours[:same], ours[same:], theirs[same:]
 
-    def adapter(self, turned: Mapping[str, tuple]) -> RowAdapter:
-        """The differences, and by layer what turns its output afterwards."""
+    def adapter(self, turned: Mapping[str, tuple], scaled: frozenset[str]) -> RowAdapter:
+        """The differences, and by layer what turns its output afterwards.
+
+        Args:
+            scaled: weights to which the differences must not add.
+        """
+        if clash := min(scaled & self.added.keys(), default=None):
+            raise NotRowwise(f"a LoRA hook does more than to add to {clash}, which the clone's patches change, too")
         constants = {} if self.hooked else self._constants()
         layers: dict[str, LayerChange] = {}
         for key in self.added:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 import comfy.model_management
 import torch
-from comfy.weight_adapter import BOFTAdapter, GLoRAAdapter, LoHaAdapter, LoKrAdapter, LoRAAdapter, OFTAdapter
+from comfy.weight_adapter import (
+    BOFTAdapter,
+    GLoRAAdapter,
+    LoHaAdapter,
+    LoKrAdapter,
+    LoRAAdapter,
+    OFTAdapter,
+    WeightAdapterBase,
+)
 from torch import Tensor, nn
 
 from ...rows.changes import Added, Decomposed, InputMixed, Slice, Turned, additive
@@ -117,6 +125,14 @@ def _step(data, strength: float, keep: float, function, layer: nn.Module, shape,
     if magnitude is None:
         return Added(difference(plain, strength, function, layer, shape), keep)
     return _decomposed(plain, magnitude, strength, keep, function, layer, shape, before)
+
+
+def only_adds(data) -> bool:
+    """True if the data of a patch add to a weight and do nothing else to it, whatever that weight is."""
+    if not isinstance(data, WeightAdapterBase):
+        return len(data) == 1 or data[0] in ("diff", "model_as_lora")
+    at = DORA.get(type(data))
+    return isinstance(data, ADDED) and (len(data.weights) <= at or data.weights[at] is None)
 
 
 def without_magnitude(adapter):

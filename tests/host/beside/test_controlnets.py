@@ -8,7 +8,7 @@ import torch
 
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.patch import apply
-from harness.models import files
+from harness.models import files, motion
 from harness.models.weights import draw
 from harness.sampling import relative, stock
 
@@ -98,3 +98,23 @@ def test_reference_on_a_guidance_of_the_base_is_refused(tiny, base, prompts, ref
     with pytest.raises(ValueError, match="Style: its conditioning carries a ControlNet that takes over a whole"):
         one(apply(base, [Link(conditioning=referring(tiny.conditioning(3)), scale=0.5, name="Style")]), *prompts, CFG)
     refused(PACK, "Reference ControlNet", "a guidance on the base")
+
+
+def test_reference_on_a_concept_of_its_own_weights(tiny, base, prompts, referring, one, close):
+    """The pack injects into the concept's network, and only there."""
+    concept, (positive, negative), plain = motion.sd15(2, width=32), prompts, tiny.conditioning(3)
+    style = [[text, {**options, "control_apply_to_uncond": False}] for text, options in referring(plain)]
+    ds, d0 = one(concept, style, negative), one(base, negative, negative)
+    assert relative(ds, one(concept, plain, negative)) > 1e-2, "the reference does nothing here"
+    result = one(apply(base, [Link(model=concept, conditioning=style, scale=1.5)]), positive, negative, CFG)
+    close(PACK, "Reference ControlNet", "a concept of its own weights",
+          relative(result, one(base, positive, negative, CFG) + 1.5 * (ds - d0)))
+
+
+def test_reference_on_what_a_concept_is_measured_from_is_refused(tiny, base, prompts, referring, one, refused):
+    """Applied to both, it reaches the base's unconditional beside the concept's prompt, where it would do nothing."""
+    style = referring(tiny.conditioning(3))
+    assert style[0][1]["control_apply_to_uncond"]
+    with pytest.raises(ValueError, match="Style: its conditioning carries a ControlNet that takes over a whole"):
+        one(apply(base, [Link(model=motion.sd15(2, width=32), conditioning=style, name="Style")]), *prompts, CFG)
+    refused(PACK, "Reference ControlNet", "a concept, measured from the base's unconditional with it")

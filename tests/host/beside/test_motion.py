@@ -10,6 +10,8 @@ import pytest
 
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.patch import apply
+from harness.models import files
+from harness.models.weights import draw
 from harness.sampling import relative, sampled, stock, through_guider
 
 PACK, CFG = "ComfyUI-AnimateDiff-Evolved", 2.5
@@ -25,11 +27,12 @@ def motion_file(packs, tmp_path_factory):
     if "animatediff_models" in folder_paths.folder_names_and_paths:
         folder_paths.add_model_folder_path("animatediff_models", str(folder))
 
-    def name(version):
-        if version not in written:
-            written[version] = f"motion_{version}.ckpt"
-            motion.write_motion_module(folder / written[version], version)
-        return written[version]
+    def name(version, picture=False):
+        key = version, picture
+        if key not in written:
+            written[key] = f"motion_{version}{'_picture' if picture else ''}.ckpt"
+            motion.write_motion_module(folder / written[key], version, picture=picture)
+        return written[key]
     return name
 
 
@@ -40,6 +43,18 @@ def animated(node, motion_file):
         loaded, = node(PACK, "ADE_LoadAnimateDiffModel", model_name=motion_file(version))
         applied, = node(PACK, "ADE_ApplyAnimateDiffModelSimple", motion_model=loaded)
         return node(PACK, "ADE_UseEvolvedSampling", model=model, m_models=applied, **options)[0]
+    return to
+
+
+@pytest.fixture
+def from_picture(node, motion_file):
+    """Gives a MODEL a motion module that begins with a picture."""
+    def to(model, seed=1):
+        loaded, = node(PACK, "ADE_LoadAnimateDiffModel", model_name=motion_file(V3, picture=True))
+        applied, = node(PACK, "ADE_ApplyAnimateDiffModelWithPIA", motion_model=loaded,
+                        vae=comfy.sd.VAE(sd=files.autoencoder(0)),
+                        image=20.0 * draw("picture", (1, 64, 64, 3), seed))
+        return node(PACK, "ADE_UseEvolvedSampling", model=model, m_models=applied)[0]
     return to
 
 
@@ -98,6 +113,22 @@ def test_personalized_video(tiny, wide, prompts, keys_and_values, animated, node
     result = one(apply(theirs, links), positive, negative, CFG)
     close(PACK, f"motion module {'v1, windows of 2 of 3 frames' if windows else 'v3'}", "the base and a subject on it",
           relative(result, one(theirs, positive, negative, CFG) + 4.0 * (ds - dp)))
+
+
+def test_a_video_from_a_picture(tiny, wide, prompts, keys_and_values, from_picture, one, close):
+    """The pack hangs the picture on the sampler's two conditionings in every step: all rows on its network get it.
+
+    They lacked it: *expected input to have 9 channels, but got 4*.
+    """
+    positive, negative = prompts
+    style, theirs = tiny.conditioning(3), from_picture(wide)
+    subject, _ = comfy.sd.load_lora_for_models(theirs, None, keys_and_values(wide), 1.0, 0.0)
+    d0, ds, dl = one(theirs, positive, negative, 0.0), one(theirs, style), one(subject, style)
+    assert relative(one(from_picture(wide, seed=2), style), ds) > 1e-2, "the picture does nothing here"
+    links = [Link(conditioning=style, scale=0.5), Link(model=subject, conditioning=style, scale=1.5)]
+    result = one(apply(theirs, links), positive, negative, CFG)
+    close(PACK, "motion module of PIA", "the base and a subject on it",
+          relative(result, one(theirs, positive, negative, CFG) + 0.5 * (ds - d0) + 1.5 * (dl - d0)))
 
 
 def test_a_subject_with_a_motion_module_of_its_own_is_refused(wide, prompts, keys_and_values, animated, one, refused):

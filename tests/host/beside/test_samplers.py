@@ -3,11 +3,13 @@
 import comfy.samplers
 import folder_paths
 import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
 from safetensors.torch import save_file
 
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.patch import apply
-from harness.sampling import guided, relative, stock
+from harness.sampling import counted, guided, relative, stock
 
 CFG = 2.5
 
@@ -36,17 +38,57 @@ def test_scheduled_cfg_guider(tiny, base, concept, prompts, node, one, close):
         close("ComfyUI-KJNodes", "ScheduledCFGGuidance", where, relative(result, run(base, **window) + added))
 
 
-def test_power_lora_loader_makes_a_concept(tiny, base, prompts, node, one, close, tmp_path):
+LORA = "beside.safetensors"
+LOADERS = {"Power Lora Loader": {"lora_1": {"on": True, "lora": LORA, "strength": 0.8}},
+           "Lora Loader Stack": {"lora_01": LORA, "strength_01": 0.8, "clip": None},
+           "Power Prompt": {"prompt": "a dog <lora:beside:0.8>"}}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_loaders_make_a_concept(tiny, base, prompts, node, one, close, tmp_path, monkeypatch, name):
     positive, negative = prompts
     folder_paths.add_model_folder_path("loras", str(tmp_path))
-    save_file({k: v.contiguous() for k, v in tiny.lora(base).items()}, tmp_path / "beside.safetensors")
-    styled = node("rgthree-comfy", "Power Lora Loader (rgthree)", model=base,
-                  lora_1={"on": True, "lora": "beside.safetensors", "strength": 0.8})[0]
+    save_file({k: v.contiguous() for k, v in tiny.lora(base).items()}, tmp_path / LORA)
+    model = {"opt_model": base, "opt_clip": Encoder()} if name == "Power Prompt" else {"model": base}
+    made = node("rgthree-comfy", f"{name} (rgthree)", **model, **LOADERS[name])
+    styled = next(m for m in made if isinstance(m, ModelPatcher))
     d0, dc = one(base, negative), one(styled, negative)
     assert relative(dc, d0) > 1e-3
-    result = one(apply(base, [Link(model=styled, scale=1.5)]), positive, negative, CFG)
-    close("rgthree-comfy", "Power Lora Loader", "a concept on one copy of the weights",
+    with counted(base) as calls:
+        result = one(apply(base, [Link(model=styled, scale=1.5)]), positive, negative, CFG)
+    assert calls == [(0, 3)]
+    close("rgthree-comfy", name, "a concept on one copy of the weights",
           relative(result, one(base, positive, negative, CFG) + 1.5 * (dc - d0)))
+
+
+class Encoder:
+    """A CLIP that LoRAs do not touch and that encodes nothing."""
+
+    cond_stage_model = torch.nn.Module()
+
+    def clone(self):
+        return self
+
+    def tokenize(self, text):
+        return text
+
+    def add_patches(self, *args):
+        return []
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return []
+
+
+def test_switches_hand_on_a_chain(tiny, base, prompts, node, one):
+    """Any Switch takes a chain of guidances, and a Context the MODEL that carries one."""
+    positive, negative = prompts
+    chain = (Link(conditioning=tiny.conditioning(3), scale=0.5),)
+    taken, = node("rgthree-comfy", "Any Switch (rgthree)", any_01=None, any_02=chain)
+    assert taken is chain
+    patched = apply(base, chain)
+    context = node("rgthree-comfy", "Context (rgthree)", model=patched, positive=positive, negative=negative)
+    handed = next(m for m in context if isinstance(m, ModelPatcher))
+    assert torch.equal(one(handed, positive, negative, CFG), one(patched, positive, negative, CFG))
 
 
 @pytest.mark.parametrize("further", [0, 1, 2])

@@ -1,10 +1,14 @@
 """Every kind of patch that the host's loaders make, on rows of one batch: equal to the same patch merged."""
 
+from contextlib import contextmanager
+
+import comfy.hooks
 import comfy.model_management
 import comfy.sd
 import comfy.weight_adapter as kinds
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.weights.rows import NotRowwise, row_adapter
@@ -239,6 +243,25 @@ def test_under_a_lora_hook(tiny, base, prompts, kind):
     assert relative(one, two) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["dora", "oft", "set"])
+def test_a_hook_that_scales_what_an_adapter_adds_to_takes_a_copy(tiny, base, prompts, kind, caplog):
+    """It scaled the base's weight without the adapter's part: DoRA 0.0 -> 0."""
+    positive, negative = prompts
+    group = comfy.hooks.create_hook_lora(getattr(File(5), kind)(), 0.7, 0.0)
+    hooked = [[tiny.conditioning(3)[0][0], {"hooks": group}]]
+
+    def run(model, file):
+        caplog.clear()
+        concept = comfy.sd.load_lora_for_models(model, None, file, 0.7, 0.0)[0]
+        with caplog.at_level("INFO"):
+            result = gcfg(base, positive, negative, tiny.latent(), links=[Link(model=concept, conditioning=hooked)])
+        return result, sum("second copy of the weights is made" in r.message for r in caplog.records)
+    for file, copies in ((File().lora(), 1), (tiny.lora(base, only="attn2"), 0)):  # the same layers, and others
+        (one, made), (two, _) = run(base, file), run(tiny.sd15(1), file)
+        assert made == copies
+        assert relative(one, two) < 1e-4
+
+
 def test_several_kinds_in_one_chain(tiny, base, prompts):
     positive, negative = prompts
 
@@ -267,6 +290,28 @@ def test_a_change_as_large_as_the_model_becomes_a_copy(tiny, base, prompts, capl
     assert calls == [(0, 1), (0, 2)] * 4  # the copy brings the counter along
     assert sum("second copy of the weights" in r.message for r in caplog.records) == 1
     assert relative(result, gcfg(base, positive, negative, tiny.latent(), merge(tiny.sd15(1)))) < 1e-5
+
+
+def test_a_pack_that_wraps_a_run_sees_the_module_that_runs(tiny, base, prompts):
+    """It was handed the base's, into which it would have written, in place of the copy."""
+    positive, negative = prompts
+    merged, seen, ran = merge(base), [], set()
+
+    def wrapper(executor, *args, **kwargs):
+        seen.append(executor.class_obj.model_patcher.model.diffusion_model)
+        return executor(*args, **kwargs)
+    merged.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "pack", wrapper)
+    with noting(base.model.diffusion_model, ran):
+        gcfg(base, positive, negative, tiny.latent(), merged)
+    assert set(map(id, seen)) == ran - {id(base.model.diffusion_model)} and len(ran) == 2
+
+
+@contextmanager
+def noting(network, ran):
+    """Notes which networks run, copies of one included: they bring the hook along."""
+    handle = network.register_forward_hook(lambda module, *_: ran.add(id(module)))
+    yield
+    handle.remove()
 
 
 def test_a_copy_is_made_once_as_long_as_the_inputs_stay(tiny, base, prompts, caplog):

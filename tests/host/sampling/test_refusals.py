@@ -123,10 +123,11 @@ def test_empty_conditionings(tiny, base, concept):
 def test_functions_of_a_whole_guidance_on_one_model(tiny, base, concept):
     """They did nothing on a guidance's model, without a word; on both models they act on the sampler's guidance."""
     positive, negative = tiny.conditioning(1), tiny.conditioning(2)
-    for node, name in ((nodes_pag.PerturbedAttentionGuidance, "PerturbedAttentionGuidance"),
-                       (nodes_model_advanced.RescaleCFG, "RescaleCFG"),
-                       (nodes_differential_diffusion.DifferentialDiffusion, "DifferentialDiffusion")):
-        with pytest.raises(ValueError, match=f"Concept: its model carries {name}, .* to the sampler's model instead"):
+    for node, does in ((nodes_pag.PerturbedAttentionGuidance, "changes the guidance of a whole sampler"),
+                       (nodes_model_advanced.RescaleCFG, "changes the guidance of a whole sampler"),
+                       (nodes_differential_diffusion.DifferentialDiffusion, "changes a sampler's mask")):
+        sentence = f"its model carries {node.__name__}, which {does}.* connect that node to the sampler's model instead"
+        with pytest.raises(ValueError, match=f"Concept: {sentence}"):
             gcfg(base, positive, negative, tiny.latent(), call(node, concept, 0.5)[0])
     rescaled = call(nodes_model_advanced.RescaleCFG, base, 0.5)[0]
     gcfg(rescaled, positive, negative, tiny.latent(), rescaled.clone())

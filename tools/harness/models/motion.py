@@ -26,9 +26,9 @@ _UNET = {
 }
 
 
-def sd15(seed: int = 0):
+def sd15(seed: int = 0, width: int = _WIDTHS[0]):
     """A ``ModelPatcher`` with the blocks of Stable Diffusion 1.5, attention to the text in the first level only."""
-    config = comfy.supported_models.SD15(_UNET)
+    config = comfy.supported_models.SD15(_UNET | {"model_channels": width})
     table = {name: tuple(tensor.shape) for name, tensor in
              UNetModel(**config.unet_config, device=torch.device("meta")).state_dict().items()}
     weights = overlapping(table, seed)
@@ -37,14 +37,20 @@ def sd15(seed: int = 0):
     return tiny.loaded(config, weights, torch.float32)
 
 
-def write_motion_module(path: Path, frames: int = 32, seed: int = 0) -> None:
+def write_motion_module(path: Path, frames: int = 32, seed: int = 0, picture: bool = False) -> None:
     """Write a motion module for Stable Diffusion 1.5 as its authors publish it.
 
     Args:
         frames: the longest clip. It tells version 3 (32) from version 1 (24), under which the pack also normalises
             activations over all frames together.
+        picture: as PIA, with a first convolution that sees a mask and a picture beside the latent.
     """
-    weights = overlapping(_motion_shapes(), seed)
+    shapes = _motion_shapes()
+    if picture:
+        shapes |= {"conv_in.weight": (_WIDTHS[0], 9, 3, 3), "conv_in.bias": (_WIDTHS[0],)}
+    weights = overlapping(shapes, seed)
+    if picture:
+        weights["conv_in.weight"] = 30.0 * weights["conv_in.weight"]
     for name in [name for name in weights if name.endswith(".pe")]:
         weights[name] = draw(name, (1, frames, weights[name].shape[2]), seed)
     torch.save(weights, path)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import comfy.samplers
 from comfy.samplers import calc_cond_batch
@@ -15,25 +14,7 @@ from ....rows.batch import Regrouped
 from ....rows.network import RowwiseNetwork
 from ..lanes.controls import with_roles
 from .mixing import Mixed, watched
-
-GUIDED, UNGUIDED = 0, 1  # the roles that attention patches of other packs know: positive and negative
-
-
-@dataclass(frozen=True)
-class Row:
-    """One prediction of a batch.
-
-    Attributes:
-        conds: its processed conditioning.
-        role: what patches shall see it as.
-        adapter: what it takes beside the weights, if anything.
-        added: by a recipe, to what the sampler asked for itself.
-    """
-
-    conds: list[dict]
-    role: int
-    adapter: Hashable | None = None
-    added: bool = True
+from .row import Row
 
 
 def predict(model, rows: Sequence[Row], x: Tensor, timestep: Tensor, options: dict,

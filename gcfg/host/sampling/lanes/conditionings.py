@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import comfy.hooks
@@ -53,10 +53,9 @@ class Conditionings:
         for name in self.own:
             self.places |= {name: (name, "positive"), beside(name): (name, "negative")}
 
-    def change_weights(self) -> bool:
-        """True if some of them carry hooks that patch weights."""
-        hooks = collect_hooks([*self.host.values(), *self.own.values()])
-        return bool(hooks.get_type(comfy.hooks.EnumHookType.Weight))
+    def weight_hooks(self) -> list[comfy.hooks.WeightHook]:
+        """The hooks on all of them that patch weights."""
+        return collect_hooks([*self.host.values(), *self.own.values()]).get_type(comfy.hooks.EnumHookType.Weight)
 
     def pair(self, pair: str) -> Mapping[str, Conds]:
         """The conditionings of a pair, unprocessed."""
@@ -147,6 +146,23 @@ def process(conds: Mapping[str, Conds], model, noise: Tensor, device: torch.devi
     newer = {"latent_shapes": latent_shapes} if "latent_shapes" in inspect.signature(process_conds).parameters else {}
     done = process_conds(model, noise, dict(conds), device, latent_image, denoise_mask, seed, **newer)
     return {kind: [{**c, "uuid": uuid.uuid4()} for c in part] for kind, part in done.items()}
+
+
+def same(conds: Conds, other: Conds | None) -> bool:
+    """True for a conditioning and itself, or a pack's copy of it: their parts keep their numbers."""
+    return conds is other or other is not None and [c.get("uuid") for c in conds] == [c.get("uuid") for c in other]
+
+
+def added_to(conds: Iterable[dict], host: Iterable[Conds]) -> dict:
+    """What parts of conditionings say to the model beyond what they said when they were processed, by name."""
+    known = {c.get("uuid"): c["model_conds"] for part in host for c in part}
+    return {name: value for c in conds for name, value in c["model_conds"].items()
+            if name not in known.get(c.get("uuid"), c["model_conds"])}
+
+
+def with_added(conds: Conds, added: Mapping) -> Conds:
+    """A conditioning that says more to the model."""
+    return [{**c, "model_conds": {**added, **c["model_conds"]}} for c in conds]
 
 
 def is_active(conds: Conds, sigma: float) -> bool:

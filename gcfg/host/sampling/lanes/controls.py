@@ -44,14 +44,14 @@ def with_roles(conds: Sequence[Conds], roles: Sequence[int]) -> list[Conds]:
     return [[told(cond) for cond in part] for part in conds]
 
 
-def check_controls(conds: Conds, host: Iterable[Conds], label: str) -> None:
+def check_controls(pair: Iterable[Conds], host: Iterable[Conds], label: str) -> None:
     """Refuse a ControlNet that wraps a whole run and looks for itself on the sampler's own conditionings.
 
     Raises:
-        ValueError: ``conds`` of the sampler's MODEL hold one that ``host`` does not hold.
+        ValueError: a pair that the sampler's MODEL predicts for holds one that ``host`` does not hold.
     """
     known = {id(control) for part in host for control in _controls(part)}
-    if any(_wraps_runs(control) and id(control) not in known for control in _controls(conds)):
+    if any(_wraps_runs(control) and id(control) not in known for part in pair for control in _controls(part)):
         raise ValueError(f"{label}: its conditioning carries a ControlNet that takes over a whole sampler (as "
                          "Reference of Advanced-ControlNet does) and is found on the sampler's own conditionings only. "
                          "Apply it to the sampler's positive and negative.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import MethodType
 
 import comfy.samplers
+from comfy.hooks import WeightHook
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from comfy.sampler_helpers import prepare_model_patcher
@@ -64,7 +65,7 @@ class Lane:
 
         This pack's wrappers are taken out, so that a clone of the base does not run the recipe again.
         """
-        self.guider = CFGGuider(self.patcher)
+        self.guider = CFGGuider(self.patcher if self.patcher.model is self.owner.model else self.owner)
         self.guider.conds, self.guider.inner_model = self.conds, self.owner.model
         self.guider.model_options = options = create_model_options_clone(self.patcher.model_options)
         self.patched, self.in_pairs = has_patches_beyond(options, base_options), needs_pairs(options, self.owner)
@@ -92,11 +93,11 @@ class Lane:
 
 
 def assign_lanes(base: ModelPatcher, patchers: dict[str, ModelPatcher],
-                 hooked: bool) -> tuple[dict[str, Lane], dict[str, str]]:
+                 hooks: Sequence[WeightHook]) -> tuple[dict[str, Lane], dict[str, str]]:
     """Find out whose module runs which MODEL.
 
     Args:
-        hooked: some conditionings carry LoRA hooks.
+        hooks: LoRA hooks on the conditionings.
 
     Returns:
         The lanes by name, and for each MODEL that equals an earlier one, the name of that.
@@ -108,7 +109,7 @@ def assign_lanes(base: ModelPatcher, patchers: dict[str, ModelPatcher],
         if twin is not None:
             twins[name] = twin
             continue
-        owner, adapter = find_weights(patcher, list(lanes.values()), hooked)
+        owner, adapter = find_weights(patcher, list(lanes.values()), hooks)
         leader = next((n for n, lane in lanes.items() if lane.owner is owner and lane.leader == n
                        and same_options(patcher, lane.patcher)), name)
         lanes[name] = Lane(patcher, owner, leader, adapter)
@@ -116,7 +117,7 @@ def assign_lanes(base: ModelPatcher, patchers: dict[str, ModelPatcher],
 
 
 def find_weights(patcher: ModelPatcher, lanes: list[Lane],
-                 hooked: bool) -> tuple[ModelPatcher, RowAdapter | None]:
+                 hooks: Sequence[WeightHook]) -> tuple[ModelPatcher, RowAdapter | None]:
     """The MODEL whose module runs ``patcher`` beside those of the lanes, and the adapter that its rows then take."""
     for lane in lanes:
         if same_weights(patcher, lane.patcher):
@@ -126,7 +127,7 @@ def find_weights(patcher: ModelPatcher, lanes: list[Lane],
         return patcher, None
     try:
         if same_modules(as_patches(patcher)[0], as_patches(owner)[0]):
-            return owner, row_adapter(patcher, owner, hooked)
+            return owner, row_adapter(patcher, owner, hooks)
         reason = "the clones differ in more than the patches of their weights"
     except NotRowwise as error:
         reason = str(error)
