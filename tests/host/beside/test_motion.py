@@ -115,7 +115,7 @@ def test_personalized_video(tiny, wide, prompts, keys_and_values, animated, node
           relative(result, one(theirs, positive, negative, CFG) + 4.0 * (ds - dp)))
 
 
-def test_a_video_from_a_picture(tiny, wide, prompts, keys_and_values, from_picture, one, close):
+def test_a_video_from_a_picture(tiny, wide, prompts, keys_and_values, from_picture, one, close, refused):
     """The pack hangs the picture on the sampler's two conditionings in every step: all rows on its network get it.
 
     They lacked it: *expected input to have 9 channels, but got 4*.
@@ -129,6 +129,13 @@ def test_a_video_from_a_picture(tiny, wide, prompts, keys_and_values, from_pictu
     result = one(apply(theirs, links), positive, negative, CFG)
     close(PACK, "motion module of PIA", "the base and a subject on it",
           relative(result, one(theirs, positive, negative, CFG) + 0.5 * (ds - d0) + 1.5 * (dl - d0)))
+    first = "diffusion_model.input_blocks.0.0"
+    file = {f"{first}.lora_up.weight": draw("up", (320, 2, 1, 1), 1),
+            f"{first}.lora_down.weight": draw("down", (2, 4, 3, 3), 1)}
+    subject, _ = comfy.sd.load_lora_for_models(theirs, None, file, 1.0, 0.0)
+    with pytest.raises(RuntimeError, match=r"reads the weights of 'input_blocks.0.0' without calling the layer"):
+        one(apply(theirs, [Link(model=subject, conditioning=style)]), positive, negative, CFG)
+    refused(PACK, "motion module of PIA", "a LoRA of the base's first convolution")
 
 
 def test_a_subject_with_a_motion_module_of_its_own_is_refused(wide, prompts, keys_and_values, animated, one, refused):

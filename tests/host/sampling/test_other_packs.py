@@ -52,13 +52,14 @@ def test_order_does_not_matter_for_patches_of_the_host_guidance(tiny, base, conc
     assert torch.equal(before, after)
 
 
-def test_post_cfg_functions_run_once_a_step_on_the_combined_result(tiny, base, concept, prompts):
+def test_cfg_functions_run_once_a_step_the_last_on_the_combined_result(tiny, base, concept, prompts):
     positive, negative = prompts
-    seen = []
+    seen, before = [], []
     patched = apply(base, [Link(model=concept, scale=1.5)])
     patched.set_model_sampler_post_cfg_function(lambda args: (seen.append(args["denoised"]), args["denoised"])[1])
+    patched.set_model_sampler_pre_cfg_function(lambda args: (before.append(1), args["conds_out"])[1])
     stock(patched, positive, negative, tiny.latent())
-    assert len(seen) == 4
+    assert len(seen) == len(before) == 4
     base_only = []
     clone = base.clone()
     clone.set_model_sampler_post_cfg_function(lambda args: (base_only.append(args["denoised"]), args["denoised"])[1])
