@@ -107,7 +107,7 @@ class GCFGShaping(io.ComfyNode):
             category="GCFG",
             description="Keeps a strong guidance from oversaturating. The defaults change nothing.",
             **aliases("apg", "rescale cfg", "cfg zero", "zero star", "oversaturation", "burnt colours",
-                      "dynamic thresholding", "momentum", "raag", "mambo-g", "few steps"),
+                      "dynamic thresholding", "momentum", "raag", "mambo-g", "few steps", "auto scale", "balance"),
             inputs=[
                 io.Float.Input("parallel", default=1.0, min=-10.0, max=10.0, step=0.01, tooltip=(
                     "Factor on the part of the guidance along its prediction (APG, eta). 0 avoids oversaturation.")),
@@ -127,15 +127,18 @@ class GCFGShaping(io.ComfyNode):
                 io.Float.Input("ratio_damping", default=0.0, min=0.0, max=100.0, step=0.1, optional=True, tooltip=(
                     "Dampens a scale above 1 where the guidance is large against its reference, as in the first of few "
                     "steps (RAAG, alpha). 8 to 12 for 4 to 10 steps; 0 does not.")),
+                io.Float.Input("balance", default=0.0, min=0.0, max=100.0, step=0.05, optional=True, tooltip=(
+                    "Keeps the size of the guidance at scale x balance times that of the control guidance (all others "
+                    "together), at every step. 0 keeps its own size.")),
             ],
             outputs=[ShapingSocket.Output(display_name="shaping", tooltip="For the shaping input of a Guidance.")],
         )
 
     @classmethod
     def execute(cls, parallel, orthogonal, norm_limit, momentum, rescale, zero_star, zero_init_steps,
-                ratio_damping=0.0) -> io.NodeOutput:
+                ratio_damping=0.0, balance=0.0) -> io.NodeOutput:
         return io.NodeOutput(Shaping(parallel, orthogonal, norm_limit, momentum, rescale, zero_star, zero_init_steps,
-                                     ratio_damping))
+                                     ratio_damping, balance))
 
 
 class GCFGPerformance(io.ComfyNode):

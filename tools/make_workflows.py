@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Write workflows/ from tools/templates: API files, graphs for the frontend, and their thumbnails.
 
-    python tools/make_workflows.py [title ...] [--results out]
+    python tools/make_workflows.py [title ...]
 
-``out`` is a folder of tools/try_in_comfyui.py: what workflows make then fills their thumbnails. The real frontend of
-a ComfyUI (found as the tests find it) makes each graph out of its API file.
+The real frontend of a ComfyUI (found as the tests find it) makes each graph out of its API file, and its server the
+pictures of the thumbnails on the small models of benchmarks/pictures (templates/shown.py).
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from harness.find import PACK, find_host
 from harness.server.browser import browse
@@ -27,33 +27,13 @@ from harness.workflow import provide_images
 from templates import WORKFLOWS
 from templates.layout import MARGIN, TITLE, arrange, is_ours
 from templates.parts import SOURCES, Workflow
+from templates.thumbnail import models_are_here, numbers_of, runner, thumbnail, to_api, write_models
 
 HOST_VERSION = "0.3.64"  # the oldest ComfyUI that the workflows run on
 FOLDERS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models", "lora_name": "loras",
            "control_net_name": "controlnet", "concept_name": "concept_models", "clip_name": "clip_vision",
            "clip_file": "text_encoders", "photomaker_model_name": "photomaker",
            "clip_name1": "text_encoders", "clip_name2": "text_encoders", "vae_name": "vae"}
-THUMBNAIL, GROUND = (480, 480), "#1c1c1f"
-STRIP = 130
-"""Height of the graph below a result in a thumbnail."""
-
-
-def to_api(workflow: Workflow) -> dict:
-    """The workflow in API format, its nodes numbered from left to right."""
-    nodes = workflow.nodes()
-    numbers = {name: str(number) for number, name in enumerate(nodes, start=1)}
-
-    def link(value):
-        return [numbers[value[0]], value[1]] if isinstance(value, tuple) else value
-
-    return {
-        numbers[name]: {
-            "class_type": node.kind,
-            "inputs": {key: link(value) for key, value in node.inputs.items()},
-            **({"_meta": {"title": node.title}} if node.title else {}),
-        }
-        for name, node in nodes.items()
-    }
 
 
 def stamp(graph: dict, workflow: Workflow, version: str) -> dict:
@@ -69,7 +49,7 @@ def stamp(graph: dict, workflow: Workflow, version: str) -> dict:
             node["properties"]["models"] = models
     graph["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"gcfg/{workflow.title}"))
     if workflow.app:
-        numbers = {name: str(number) for number, name in enumerate(workflow.nodes(), start=1)}
+        numbers = numbers_of(workflow)
         graph["extra"] |= {"linearMode": True, "linearData": {
             "inputs": [[numbers[node], widget] for node, widget in workflow.app.inputs],
             "outputs": [numbers[node] for node in workflow.app.outputs]}}
@@ -96,11 +76,11 @@ def place_files(base: Path, host: Path) -> None:
                     path.touch()
 
 
-def write(frontend, workflow: Workflow, folder: Path, version: str, results: Path | None) -> None:
+def write(frontend, workflow: Workflow, folder: Path, version: str, run) -> None:
     """The API file, the graph and its thumbnail of one workflow.
 
     Args:
-        results: a folder with what workflows make, ``<title>.png``, for their thumbnails.
+        run: makes the pictures of thumbnails (``thumbnail.runner``), or None.
     """
     api = to_api(workflow)
     _dump(api, folder / "api" / f"{workflow.title}.json")
@@ -111,23 +91,7 @@ def write(frontend, workflow: Workflow, folder: Path, version: str, results: Pat
     frontend.screenshot(picture, margin=MARGIN)
     with Image.open(picture) as shot:
         image = shot.crop(_filled(graph, *shot.size))
-    result = results and results / f"{workflow.title}.png"
-    thumbnail(image, Image.open(result) if result and result.is_file() else None).save(picture, quality=88)
-
-
-def thumbnail(graph: Image.Image, result: Image.Image | None) -> Image.Image:
-    """What a workflow makes, large, above its small graph; the graph alone where there is no result yet."""
-    width, height = THUMBNAIL
-    if result is None:
-        small = ImageOps.contain(graph, THUMBNAIL, Image.Resampling.LANCZOS)
-        return ImageOps.pad(small, (width, small.height), color=GROUND)
-    sheet = Image.new("RGB", THUMBNAIL, GROUND)
-    small = ImageOps.contain(graph, (width, STRIP), Image.Resampling.LANCZOS)
-    sheet.paste(small, ((width - small.width) // 2, height - STRIP + (STRIP - small.height) // 2))
-    how = Image.Resampling.LANCZOS if max(result.size) > height else Image.Resampling.BICUBIC
-    large = ImageOps.contain(result.convert("RGB"), (width, height - STRIP - 8), how)
-    sheet.paste(large, ((width - large.width) // 2, (height - STRIP - 8 - large.height) // 2))
-    return sheet
+    thumbnail(image, workflow, run).save(picture, quality=88)
 
 
 def _filled(graph: dict, width: int, height: int) -> tuple[int, int, int, int]:
@@ -149,9 +113,7 @@ def _dump(content: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write workflows/ from tools/templates.")
     parser.add_argument("titles", nargs="*", help="of the workflows to write; all without any")
-    parser.add_argument("--results", type=Path, help="folder with <title>.png, what the workflows make, for thumbnails")
-    options = parser.parse_args()
-    titles, known = options.titles, {workflow.title for workflow in WORKFLOWS}
+    titles, known = parser.parse_args().titles, {workflow.title for workflow in WORKFLOWS}
     if unknown := sorted({*titles} - known):
         parser.error(f"there is no workflow {', '.join(map(repr, unknown))}; titles begin with their number.")
     version = re.search(r'^version = "(.+)"$', (PACK / "pyproject.toml").read_text(), re.MULTILINE)[1]
@@ -159,10 +121,12 @@ def main() -> None:
     host = find_host()
     with tempfile.TemporaryDirectory(prefix="gcfg-workflows-") as base:
         place_files(Path(base), host)
+        if models_are_here():
+            write_models(Path(base) / "models")
         with serve(host, Path(base)) as server, browse(server) as frontend:
             for workflow in chosen:
-                write(frontend, workflow, PACK / "workflows", version, options.results)
-                print(workflow.title)
+                write(frontend, workflow, PACK / "workflows", version, runner(server) if models_are_here() else None)
+                print(workflow.title, flush=True)
 
 
 if __name__ == "__main__":

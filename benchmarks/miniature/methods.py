@@ -50,6 +50,14 @@ def remedies() -> list[Method]:
     ]
 
 
+def further() -> list[Method]:
+    """The fine-tune under its whole caption, and a concept whose size follows that of the control guidance."""
+    own = [Method("tuned, own CFG", f"{w:g}", recipes.tuned_cfg(w), "caption") for w in (1.0, 2.0, 4.0)]
+    balanced = [Method(f"concept balanced at {share:g}", "2", recipes.balanced_concept(share, 2.0))
+                for share in (1.0, 2.0, 4.0, 8.0)]
+    return [*own, *balanced]
+
+
 def every_method() -> list[Method]:
-    """The comparison and the remedies."""
-    return [*comparison(), *remedies()]
+    """All that is sampled."""
+    return [*comparison(), *remedies(), *further()]

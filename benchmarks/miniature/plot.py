@@ -8,7 +8,7 @@ from gcfg.miniature.evaluate import SEEN, UNSEEN
 from gcfg.miniature.metrics import mean_and_spread
 
 from .diagnosis import mean_over_seeds
-from .methods import Method, every_method
+from .methods import Method, comparison, remedies
 from .report import values
 
 STYLES = {
@@ -25,7 +25,7 @@ STYLES = {
 def curves() -> dict[tuple[str, str], list[Method]]:
     """Methods by family and prompt, in the order of their scales."""
     families: dict[tuple[str, str], list[Method]] = {}
-    for method in every_method():
+    for method in (*comparison(), *remedies()):
         families.setdefault((method.family, method.prompt), []).append(method)
     return families
 

@@ -8,7 +8,7 @@ from gcfg.miniature.evaluate import SEEN, UNSEEN
 from gcfg.miniature.metrics import mean_and_spread
 
 from .diagnosis import mean_over_seeds
-from .methods import Method, comparison, remedies
+from .methods import Method, comparison, further, remedies
 
 HEAD = ("| method | scale | prompt | FD | colour | look | FD to violet | violet | violet and look |",
         "|---|---|---|---|---|---|---|---|---|")
@@ -56,6 +56,9 @@ def write(results: list[dict], samples: int, path: Path) -> None:
         "## Remedies for the unseen colour",
         "The same numbers; concept scale 1 throughout, the scale is that of the control guidance.",
         "\n".join(comparison_table(results, remedies(), samples)),
+        "## The whole caption, and a balanced concept",
+        "The same numbers; what is balanced has the given share of the control guidance's length at every step.",
+        "\n".join(comparison_table(results, further(), samples)),
         "## Guidance over the noise levels of a GCFG run (concept 1, control 2)",
         "Lengths over that of the baseline's prediction; the last two columns say how often the concept's and the "
         "base's prediction show the requested colour.",

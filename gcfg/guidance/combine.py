@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .plan import Plan, Term
 from .recipe import Prediction
-from .shaping import Momentum, damped_scale, project, rescale_factor, shape, zero_star_reference
+from .shaping import Momentum, balanced, damped_scale, project, rescale_factor, shape, zero_star_reference
 
 
 def combine(plan: Plan, predictions: Mapping[Prediction, Tensor], x: Tensor, sigma: float, *,
@@ -28,14 +28,20 @@ def combine(plan: Plan, predictions: Mapping[Prediction, Tensor], x: Tensor, sig
         observe: called with each term and what it adds, (B, ...).
 
     With no term the result is D_0; with one term on the base model it equals classifier-free guidance to the bit.
+    Terms with a balance come last: the control guidance is what all others and the host's own add together.
     """
     if plan.baseline_cancels:  # any value gives the same sum; zero needs no forward pass
         predictions = {**predictions, plan.baseline: torch.zeros_like(x)}
     denoised = predictions[plan.baseline] if start is None else start
-    for term in plan.terms:
+    control = None
+    for term in sorted(plan.terms, key=lambda term: term.guidance.shaping.balance > 0):
         added = contribution(term, plan, predictions, x, sigma, momentum)
-        if masks and term.index in masks:
-            added = added * masks[term.index]
+        mask = masks.get(term.index) if masks else None
+        if term.guidance.shaping.balance > 0:
+            control = denoised - predictions[plan.baseline] if control is None else control
+            added = balanced(added, control, abs(term.scale) * term.guidance.shaping.balance, mask)
+        if mask is not None:
+            added = added * mask
         denoised = denoised + added
         if observe is not None:
             observe(term, added)

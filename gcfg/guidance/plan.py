@@ -60,7 +60,7 @@ def plan(recipe: Recipe, sigma: float, progress: Progress, *, added: bool = Fals
     needed: dict[Prediction, None] = {}
     for term in terms:
         g = term.guidance
-        uses = [*g.uses, *([baseline] if g.shaping.norm_limit > 0 else [])]
+        uses = [*g.uses, *([baseline] if g.shaping.needs_baseline else [])]
         needed.update(dict.fromkeys(p for p in uses if not (cancels and p == baseline)))
     return Plan(terms, tuple(needed), baseline, cancels)
 

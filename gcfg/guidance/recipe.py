@@ -98,6 +98,17 @@ class Recipe:
             g.perpendicular_to and tuple(map(rename, g.perpendicular_to)))) for g in self.guidances)
         return Recipe(tuple(guidances), rename(self.baseline))
 
+    def check_balance(self) -> None:
+        """For runs whose only guidances are the recipe's: one with a balance needs another to be measured by.
+
+        Raises:
+            ValueError: all guidances that act have a balance.
+        """
+        acting = [g for g in self.guidances if g.scale != 0.0]
+        if acting and all(g.shaping.balance > 0 for g in acting):
+            raise ValueError(f"{acting[0].label}: balance is a share of the control guidance, and there is none; add a "
+                             "guidance without balance (the prompt), or set balance to 0.")
+
     def to_dict(self) -> dict:
         """Plain data for a JSON file; ``Recipe.from_dict`` reads it back."""
         return asdict(self)

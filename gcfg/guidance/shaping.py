@@ -1,4 +1,4 @@
-"""What may happen to a guidance before it is added: projection, norm limit, momentum, rescale, zero-star.
+"""What may happen to a guidance before it is added: projection, norm limit, momentum, rescale, zero-star, balance.
 
 Everything works on denoised (x0) predictions of shape (batch, ...); reductions are per sample, over all other
 dimensions, in float32.
@@ -29,6 +29,8 @@ class Shaping:
         zero_init_steps: number of first steps that leave the latent as it is (CFG-Zero*).
         ratio_damping: alpha of ratio-aware guidance (RAAG, arXiv 2508.03442): dampens a scale above 1 where the
             guidance is large against what it is measured from, as in the first of few steps; 0 does not.
+        balance: size of what is added in units of the control guidance's, times the scale, at every step; what the
+            guidance was as long as before does not count then. 0 keeps the guidance's own size.
     """
 
     parallel: float = 1.0
@@ -39,13 +41,19 @@ class Shaping:
     zero_star: bool = False
     zero_init_steps: int = 0
     ratio_damping: float = 0.0
+    balance: float = 0.0
 
     def __post_init__(self) -> None:
-        numbers = (self.parallel, self.orthogonal, self.norm_limit, self.momentum, self.rescale, self.ratio_damping)
+        numbers = (self.parallel, self.orthogonal, self.norm_limit, self.momentum, self.rescale, self.ratio_damping,
+                   self.balance)
         if not all(math.isfinite(n) for n in numbers):
             raise ValueError("A shaping needs finite numbers.")
-        if self.norm_limit < 0 or self.zero_init_steps < 0 or self.ratio_damping < 0:
-            raise ValueError("norm_limit, zero_init_steps and ratio_damping must not be negative; 0 switches them off.")
+        if min(self.norm_limit, self.zero_init_steps, self.ratio_damping, self.balance) < 0:
+            raise ValueError("norm_limit, zero_init_steps, ratio_damping and balance must not be negative; 0 switches "
+                             "them off.")
+        if self.balance > 0 and (self.norm_limit > 0 or self.ratio_damping > 0):
+            raise ValueError("balance sets the size of the guidance, so that norm_limit and ratio_damping would do "
+                             "nothing beside it: leave them at 0, or balance.")
         if not -1.0 < self.momentum < 1.0:
             raise ValueError(f"momentum must lie between -1 and 1, not {self.momentum}: "
                              "the sum would grow without end.")
@@ -56,6 +64,11 @@ class Shaping:
     def is_neutral(self) -> bool:
         """True if the guidance is added as it is."""
         return self == Shaping(zero_init_steps=self.zero_init_steps)
+
+    @property
+    def needs_baseline(self) -> bool:
+        """True if the baseline prediction is needed to know a size."""
+        return self.norm_limit > 0 or self.balance > 0
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -115,6 +128,17 @@ def damped_scale(scale: float, x: Tensor, prediction: Tensor, reference: Tensor,
         return scale
     rho = ratio(rms(prediction - reference), rms(x - reference))
     return 1.0 + (scale - 1.0) * torch.exp(-alpha * rho)
+
+
+def balanced(added: Tensor, control: Tensor, share: float, mask: Tensor | None = None) -> Tensor:
+    """``added`` (B, ...) at ``share`` times the size of ``control`` (B, ...), per sample; 0 where either is 0.
+
+    Args:
+        share: what |added| is to be over |control|, the root mean squares.
+        mask: where the guidance acts, broadcastable to both; only what lies in it counts.
+    """
+    seen = (added, control) if mask is None else (added * mask, control * mask)
+    return added * (share * ratio(rms(seen[1]), rms(seen[0])))
 
 
 class Momentum:

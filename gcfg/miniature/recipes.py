@@ -66,6 +66,12 @@ def limited_concept(control: float, limit: float) -> Recipe:
                    Guidance(BASE_CAPTION, scale=control, name="control")))
 
 
+def balanced_concept(share: float, control: float) -> Recipe:
+    """GCFG with the concept guidance at a share of the control guidance's size, at every step."""
+    return Recipe((Guidance(CONCEPT, shaping=Shaping(balance=share), name="concept"),
+                   Guidance(BASE_CAPTION, scale=control, name="control")))
+
+
 def across_control(control: float, reference: Prediction = BASE_NULL) -> Recipe:
     """GCFG with the concept guidance projected orthogonal to the control guidance, which is measured from a reference.
 

@@ -39,8 +39,9 @@ def guided(pipeline, recipe: Recipe, models: Mapping[str, Callable] | None = Non
         masks: by name, where a guidance acts; each broadcastable to the latents (B, C, H, W).
 
     Raises:
-        ValueError: the recipe names what is not given, a model works in another latent space, the pipeline guides
-            already (guidance_scale above 1), or its scheduler has no noise levels of the diffusion kind.
+        ValueError: the recipe names what is not given or balances against nothing, a model works in another latent
+            space, the pipeline guides already (guidance_scale above 1), or its scheduler has no noise levels of the
+            diffusion kind.
     """
     models, conditionings, masks = dict(models or {}), dict(conditionings or {}), dict(masks or {})
     _check(pipeline.unet, recipe, models, conditionings, masks)
@@ -177,6 +178,7 @@ class Form:
 
 
 def _check(unet, recipe: Recipe, models: dict, conditionings: dict, masks: dict) -> None:
+    recipe.check_balance()
     used = {recipe.baseline, *(p for g in recipe.guidances for p in g.uses)}
     for given, named, what in ((models, {p.model for p in used} - {BASE}, "model"),
                                (conditionings, {p.conditioning for p in used} - {POSITIVE}, "conditioning"),

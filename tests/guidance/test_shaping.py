@@ -95,7 +95,7 @@ def test_zero_predictions_give_zeros_not_nan():
 
 
 @pytest.mark.parametrize("bad", [dict(momentum=1.0), dict(rescale=1.5), dict(norm_limit=-1.0), dict(zero_init_steps=-1),
-                                 dict(parallel=float("inf"))])
+                                 dict(balance=-1.0), dict(parallel=float("inf"))])
 def test_bad_settings(bad):
     with pytest.raises(ValueError):
         Shaping(**bad)
@@ -136,3 +136,80 @@ def test_ratio_damping_leaves_what_is_not_beyond_the_prediction():
     for scale in (-2.0, 0.5, 1.0):
         assert damped_scale(scale, x, cond, uncond, 12.0) == scale
     assert torch.equal(damped_scale(4.0, x, uncond, uncond, 12.0), torch.full((2, 1, 1, 1), 4.0))
+
+
+STYLE = Prediction("base", "style")
+
+
+def balance_of(recipe, predictions, x, **options):
+    """What the guidances of a recipe add at sigma 3, by index, and their sum with the baseline."""
+    added = {}
+    step = plan(recipe, 3.0, Progress(lambda p: 10 * (1 - p), 10.0), added="start" in options)
+    found = combine(step, predictions, x, 3.0, observe=lambda term, value: added.update({term.index: value}), **options)
+    return added, found
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["control first", "control last"])
+def test_balance_is_the_size_over_that_of_the_control_guidance(first):
+    """|s (D_i - R)| = scale balance |w (D_c - D_0)| per sample, along the guidance, wherever it stands in the chain."""
+    cond, uncond, x = values()
+    style = values(seed=5)[0] * torch.tensor([1.0, 30.0]).view(2, 1, 1, 1)
+    control = Guidance(COND, scale=4.0)
+    kept = Guidance(STYLE, scale=-1.5, shaping=Shaping(balance=0.5))
+    added, total = balance_of(Recipe((control, kept) if first else (kept, control)),
+                              {BASELINE: uncond, COND: cond, STYLE: style}, x)
+    expected = -(style - uncond) * 1.5 * 0.5 * rms(4.0 * (cond - uncond)) / rms(style - uncond)
+    assert torch.allclose(added[int(first)], expected)
+    assert torch.allclose(total, uncond + 4.0 * (cond - uncond) + expected, atol=1e-5)  # sizes are in float32
+
+
+def test_balance_counts_the_samplers_own_guidance():
+    cond, uncond, x = values()
+    style = values(seed=5)[0]
+    recipe = Recipe((Guidance(STYLE, scale=1.0, shaping=Shaping(balance=2.0)),))
+    added, _ = balance_of(recipe, {BASELINE: uncond, STYLE: style}, x, start=uncond + 7.0 * (cond - uncond))
+    assert torch.allclose(rms(added[0]), 2.0 * 7.0 * rms(cond - uncond))
+
+
+def test_two_balances_are_both_measured_by_the_control_guidance_alone():
+    cond, uncond, x = values()
+    style, concept = values(seed=5)[0], Prediction("concept")
+    guidances = (Guidance(COND), Guidance(STYLE, scale=1.0, shaping=Shaping(balance=1.0, parallel=0.0)),
+                 Guidance(concept, scale=1.0, shaping=Shaping(balance=3.0)))
+    found = {BASELINE: uncond, COND: cond, STYLE: style, concept: values(seed=6)[0]}
+    added, _ = balance_of(Recipe(guidances), found, x)
+    for index, share in ((1, 1.0), (2, 3.0)):
+        assert torch.allclose(rms(added[index]), share * rms(cond - uncond))
+
+
+def test_balance_counts_what_lies_in_the_mask():
+    """The left half of a masked picture is that of a picture which is the left half only."""
+    cond, uncond, x = values()
+    style = values(seed=5)[0]
+    recipe = Recipe((Guidance(COND, scale=3.0), Guidance(STYLE, scale=1.0, shaping=Shaping(balance=0.7), mask="left")))
+    mask = torch.zeros(1, 1, 1, 8, dtype=x.dtype)
+    mask[..., :4] = 1.0
+    whole, total = balance_of(recipe, {BASELINE: uncond, COND: cond, STYLE: style}, x, masks={1: mask})
+    half, _ = balance_of(recipe, {p: v[..., :4] for p, v in ((BASELINE, uncond), (COND, cond), (STYLE, style))},
+                         x[..., :4], masks={1: mask[..., :4]})
+    assert torch.allclose(whole[1][..., :4], half[1]) and not whole[1][..., 4:].any()
+    assert torch.equal(total[..., 4:], (uncond + 3.0 * (cond - uncond))[..., 4:])
+
+
+def test_balance_of_nothing_is_nothing_and_beside_other_sizes_it_is_refused():
+    cond, uncond, x = values()
+    recipe = Recipe((Guidance(COND), Guidance(STYLE, scale=1.0, shaping=Shaping(balance=1.0))))
+    for control, style in ((uncond, cond), (cond, uncond)):
+        added, _ = balance_of(recipe, {BASELINE: uncond, COND: control, STYLE: style}, x)
+        assert not added[1].any()
+    for other in (dict(norm_limit=1.0), dict(ratio_damping=8.0)):
+        with pytest.raises(ValueError, match="balance"):
+            Shaping(balance=1.0, **other)
+    with pytest.raises(ValueError, match="Style: balance is a share of the control guidance"):
+        Recipe((Guidance(STYLE, shaping=Shaping(balance=1.0), name="Style"), Guidance(COND, scale=0.0))).check_balance()
+    recipe.check_balance()
+
+
+def test_a_balance_is_saved_with_its_recipe():
+    recipe = Recipe((Guidance(COND), Guidance(STYLE, shaping=Shaping(balance=0.25))))
+    assert Recipe.from_dict(recipe.to_dict()) == recipe

@@ -134,7 +134,7 @@ CHAINS = [
                                                   "exponent": 2.0, "points": "0: 1, 0.5: 1, 1: 0"}),
                 "shaping": Node("GCFGShaping", {
                     "parallel": 0.5, "orthogonal": 1.0, "norm_limit": 0.0, "momentum": 0.0, "rescale": 0.0,
-                    "zero_star": False, "zero_init_steps": 0, "ratio_damping": 0.0}),
+                    "zero_star": False, "zero_init_steps": 0, "ratio_damping": 0.0, "balance": 0.0}),
             },
             "Guidances": {
                 "text": guidance("Control", 2.5, conditioning=("control", 0)),

@@ -33,6 +33,8 @@ class Run:
         self.recipe = self.lanes.recipe
         self.networks: dict[ModelPatcher, dict[object, RowwiseNetwork]] = {}  # by owner, by inner model
         self.exits = ExitStack()
+        if self.lanes.only_unconditional or getattr(guider, "cfg", None) == 0.0:
+            self.recipe.check_balance()
 
     def __deepcopy__(self, memo) -> Run:
         return self

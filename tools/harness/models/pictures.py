@@ -35,16 +35,24 @@ def are_here() -> bool:
     return all((SHIPPED / f"{name}.safetensors").is_file() for name in ("base", "fine_tune", "concept", "lora"))
 
 
-def write(models: Path) -> ModelFiles:
-    """Write them into the folder ``models`` of a host, unless they are there; their names."""
+def names() -> ModelFiles:
+    """What they are called in the folders of models."""
     load_package("gcfg", PACK / "gcfg")
     load_package("benchmarks", PACK / "benchmarks")
+    from benchmarks.pictures.expand import FILES
+
+    files = {name: Path(file).name for name, file in FILES.items()}
+    return ModelFiles(files["base"], files["fine_tune"], files["lora"], "", files["concept"])
+
+
+def write(models: Path) -> ModelFiles:
+    """Write them into the folder ``models`` of a host, unless they are there; their names."""
+    found = names()
     from benchmarks.pictures.expand import FILES, expand
 
     if not all((models / file).is_file() for file in FILES.values()):
         expand(models)
-    names = {name: Path(file).name for name, file in FILES.items()}
-    return ModelFiles(names["base"], names["fine_tune"], names["lora"], "", names["concept"])
+    return found
 
 
 def reword(graph: dict) -> None:
