@@ -1,45 +1,25 @@
 """The two commands of the README in an empty HOME and a new virtual environment, without ComfyUI.
 
-The packages of this Python are lent to the environment: that pip can install them is the business of the CI that has a
-network (.github/workflows/tests.yml, the job fresh-machine).
+With one: tests/host/server/test_try_in_comfyui.py.
 """
 
-import os
-import subprocess
-import sysconfig
-import venv
 from importlib import metadata
 
 import pytest
 from PIL import Image
 
-from harness.ci.environment import python_of
 from harness.find import PACK
+from harness.fresh import fresh_machine
 
 NEEDED = ("diffusers", "transformers", "open_clip_torch")
 MISSING = [name for name in NEEDED if not list(metadata.distributions(name=name))]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """Runs tools/try_in_comfyui.py in the new environment; the finished process, its output as text."""
-    folder = tmp_path_factory.mktemp("machine")
-    venv.create(folder / "env", with_pip=False)
-    python = python_of(folder / "env")
-    site = subprocess.run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-                          capture_output=True, text=True, check=True).stdout.strip()
-    with open(os.path.join(site, "lent.pth"), "w", encoding="utf-8") as file:
-        file.write(sysconfig.get_path("purelib") + "\n")
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "SYSTEMROOT", "TEMP", "TMP")}
-    home = kept | {"HOME": str(folder / "home"), "USERPROFILE": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    (folder / "home").mkdir()
-
-    def run(*arguments):
-        tool = [str(python), str(PACK / "tools" / "try_in_comfyui.py"), *map(str, arguments)]
-        return subprocess.run(tool, cwd=folder, env=home, capture_output=True, text=True, timeout=1500)
-
-    return run
+    return fresh_machine(tmp_path_factory.mktemp("machine"))
 
 
 def test_command_1_makes_pictures_and_the_second_time_finds_them(command, tmp_path):

@@ -54,6 +54,7 @@ def sampled(**inputs) -> dict[str, dict]:
 BASE, ALONE = sampled(concept_scale=0.0), sampled(control_scale=0.0, concept_scale=1.0)
 PICTURE = Panel("your picture", save=("scale", 0))
 SUNGLASSES = "smiling face with sunglasses"
+GLOSSY = {"lora_name": "gcfg_pictures_glossy_lora.safetensors"}
 BLEEDING, EMOJI = "benchmarks/subjects/bleeding.jpg", "benchmarks/subjects/emoji.jpg"
 
 
@@ -69,20 +70,22 @@ SHOWN: dict[str, Shown | Card] = {
     "Compare Base and Concept": Shown((Panel("one seed, three ways"),), says("smiling face with hearts")),
     "Scale Grid": Shown((Panel("which scales?"),), says(SUNGLASSES)),
     "Image to Image Translation": Shown((PICTURE, Panel("in the concept's domain")), says("loudly crying face")),
-    "Concept-centric Stylization": Shown((Panel("concept", ALONE), Panel("concept + style")), says("flat")),
+    "Concept-centric Stylization": Shown((Panel("concept", ALONE), Panel("concept + style")),
+                                         says("flat") | sampled(seed=1)),
     "ControlNet on the Control Guidance": Card("ControlNet", "on the control guidance", ("edges", 0), "edges"),
     "Several Guidances": Shown(
         (Panel("prompt", sampled(guidance=None)), Panel("+ second", {"away": {"scale": 0.0}}),
          Panel("+ second - third")),
         says("cat face") | says("crying face", "minimalist") | says("noto", "clutter")
-        | {"sampler": {"control_scale": 3.0}, "towards": {"scale": 2.0}, "away": {"scale": -1.0}}),
+        | sampled(control_scale=3.0) | {"towards": {"scale": 2.0}, "away": {"scale": -1.0}}),
     "Guidance Stack": Shown(
         (Panel("prompt", sampled(guidance=None)), Panel("prompt + stack")),
-        says("monkey face") | says("face with sunglasses", "minimalist") | says("noto", "clutter")
-        | {"sampler": {"control_scale": 3.0}}),
+        says("cowboy hat face") | says("face with sunglasses", "minimalist") | says("noto", "clutter")
+        | sampled(control_scale=2.0)
+        | {"stack": {"guidances.scale_1": 2.0, "guidances.scale_2": -0.2}}),
     "Text to Guidances": Shown(
-        (Panel("cat face", {"chain": {"text": "cat face"}}), Panel("... AND sunglasses")),
-        {"chain": {"text": "cat face AND face with sunglasses :0.8", "scale": 4.0}}),
+        (Panel("cat face", {"chain": {"text": "cat face"}}), Panel("cat face AND cowboy hat face")),
+        {"chain": {"text": "cat face AND cowboy hat face", "scale": 2.0}, "noise": {"noise_seed": 3}}),
     "Guidance Preset": Shown((Panel("prompt", {"preset": {"scale_2": 0.0}}), Panel("Perp-Neg: not noto")),
                              says("crying cat") | says("noto", "avoid")),
     "Stock KSampler on a Patched Model": Shown(
@@ -96,29 +99,31 @@ SHOWN: dict[str, Shown | Card] = {
     "Sample with the Trained Model": Shown((Panel("base alone", save=("decode_plain", 0)), Panel("trained")),
                                            says("smiling face with hearts")),
     "Make a Concept Adapter": Shown((Panel("base", BASE), Panel("with the adapter")), says("partying face")),
-    "Your Own Subject": Shown((Panel("your pictures", file=EMOJI, box=(0, 14, 512, 140)),
-                               Panel("a new word", file=EMOJI, box=(0, 310, 256, 420)))),
+    "Your Own Subject": Shown((Panel("your pictures", file=EMOJI, box=(0, 18, 512, 146)),
+                               Panel("a new word", file=EMOJI, box=(0, 310, 128, 438)))),
     "Your Own Subject with a Concept Model": Shown(
         (Panel("class", {"preset": {"scale_2": 0.0}} | sampled(concept_scale=0.0)),
          Panel("+ subject", sampled(concept_scale=0.0)), Panel("+ subject + concept")),
-        says("glossy face with sunglasses", "named") | says("face with sunglasses", "class")),
-    "Two Subjects": Shown((Panel("both subjects", file=BLEEDING, box=(0, 14, 130, 80)),
-                           Panel("each itself", file=BLEEDING, box=(670, 14, 800, 80)))),
-    "Two LoRAs, Regions from Words": Shown((Panel("merged", file=BLEEDING, box=(0, 14, 130, 80)),
-                                            Panel("each in its region", file=BLEEDING, box=(670, 150, 800, 220)))),
+        says("glossy face halo", "named") | says("smiling face with halo", "class")
+        | {"preset": {"scale": 3.0, "scale_2": 1.0}, "subject": GLOSSY} | sampled(concept_scale=0.75)),
+    "Two Subjects": Shown((Panel("both subjects", file=BLEEDING, box=(6, 16, 134, 80)),
+                           Panel("each itself, together", file=BLEEDING, box=(676, 16, 804, 80)))),
+    "Two LoRAs, Regions from Words": Shown((Panel("merged", file=BLEEDING, box=(274, 156, 402, 220)),
+                                            Panel("each in its region", file=BLEEDING, box=(676, 156, 804, 220)))),
     "A Learned Word, Refined from its Class": Shown(
         (Panel("class", {"refine": {"scale": 0.0}}), Panel("+ the learned word")),
         says("crying cat") | says("crying cat noto", "word")),
     "Class First, Subject Later": Shown(
         (Panel("class", {"later": {"scale": 0.0}}), Panel("subject at once", {"later": {"start_percent": 0.0}}),
          Panel("class first")),
-        says("face with sunglasses") | says("glossy face with sunglasses", "subject")),
+        says("cowboy hat face") | says("glossy cowboy hat face", "subject") | sampled(control_scale=3.0, seed=1)
+        | {"later": {"scale": 2.0}, "tuned": GLOSSY}),
     "A Subject Led by a ControlNet": Card("LoRA +\nControlNet", "in one guidance", ("edges", 0), "edges"),
     "A Reference Picture by Shared Attention": Shown((Panel("reference", save=("scale", 0)), Panel("same look")),
                                                      says("cat face")),
     "App - Picture of a Concept": Shown((Panel("App: star-struck"),), says("star-struck")),
     "App - Translate a Picture": Shown((PICTURE, Panel("App: translated")), says("loudly crying face")),
-    "App - Stylize a Concept": Shown((Panel("App: flat style"),), says("flat")),
+    "App - Stylize a Concept": Shown((Panel("App: a style"),), says("flat") | sampled(seed=1)),
     "Tune Concept Words": Card("Tune words", "apart, before training"),
     "A Tuned Model on a Picture's Noise": Shown((PICTURE, Panel("from its own noise")), says("loudly crying face")),
     "PhotoMaker, Refined from the Class": Card("PhotoMaker", "refined from the class"),

@@ -1,36 +1,48 @@
-"""The command line tool from the outside."""
-
-import os
-import subprocess
-import sys
+"""The command line tool from the outside: in an empty HOME and a new virtual environment, beside a ComfyUI."""
 
 import pytest
 from PIL import Image
 
 from harness.find import PACK
+from harness.fresh import fresh_machine
 
 
-def run(*arguments, **environment):
-    command = [sys.executable, str(PACK / "tools" / "try_in_comfyui.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | environment)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs tools/try_in_comfyui.py in the new environment; the finished process, its output as text."""
+    return fresh_machine(tmp_path_factory.mktemp("machine"))
 
 
 @pytest.mark.server
-def test_makes_an_image_and_says_where(host, tmp_path):
-    result = run("--stock", "--output", tmp_path, COMFYUI_PATH=str(host))
+def test_makes_pictures_says_where_and_finds_them_again(host, run, tmp_path):
+    workflow = PACK / "workflows" / "api" / "03 Concept Adapter.json"
+    result = run(workflow, "--output", tmp_path, COMFYUI_PATH=str(host))
     assert result.returncode == 0, result.stderr
-    image = tmp_path / "stock.png"
+    image = tmp_path / "03 Concept Adapter.png"
     assert image.as_uri() in result.stdout
     assert Image.open(image).size == (64, 64)
-    again = run("--stock", "--output", tmp_path, COMFYUI_PATH=str(host))
+    again = run(workflow, "--output", tmp_path, COMFYUI_PATH=str(host))
     assert again.returncode == 0 and "ready in" not in again.stdout and image.as_uri() in again.stdout
 
 
 @pytest.mark.server
-def test_runs_a_shipped_workflow(host, tmp_path):
-    result = run(PACK / "workflows" / "api" / "03 Concept Adapter.json", "--output", tmp_path, COMFYUI_PATH=str(host))
+def test_a_host_in_the_home_is_found(host, run, tmp_path):
+    """Without COMFYUI_PATH, as a newcomer's first command; the stock workflow says that ComfyUI itself works."""
+    home = tmp_path / "home"
+    (home / "comfy").mkdir(parents=True)
+    (home / "comfy" / "ComfyUI").symlink_to(host, target_is_directory=True)
+    result = run("--stock", "--output", tmp_path / "out", HOME=str(home), USERPROFILE=str(home))
     assert result.returncode == 0, result.stderr
-    assert Image.open(tmp_path / "03 Concept Adapter.png").size == (64, 64)
+    assert str(home / "comfy" / "ComfyUI") in result.stdout
+    assert Image.open(tmp_path / "out" / "stock.png").size == (64, 64)
+
+
+@pytest.mark.server
+def test_tests_run_on_that_host(host, run):
+    done = run("--test", "-q", "tests/guidance/test_plan.py", "tests/host/sampling/test_node.py",
+               COMFYUI_PATH=str(host))
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "skipped" not in done.stdout and "passed" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -43,7 +55,7 @@ def test_runs_a_shipped_workflow(host, tmp_path):
         (["--stock"], {"COMFYUI_PATH": "no/such/host"}, 2, "COMFYUI_PATH"),
     ],
 )
-def test_clear_errors(arguments, environment, code, says):
+def test_clear_errors(run, arguments, environment, code, says):
     result = run(*arguments, **environment)
     assert result.returncode == code
     assert says in result.stderr
