@@ -79,7 +79,7 @@ SHOWN: dict[str, Shown | Card] = {
         says("cat face") | says("crying face", "minimalist") | says("noto", "clutter")
         | sampled(control_scale=3.0) | {"towards": {"scale": 2.0}, "away": {"scale": -1.0}}),
     "Guidance Stack": Shown(
-        (Panel("prompt", sampled(guidance=None)), Panel("prompt + stack")),
+        (Panel("cowboy hat", sampled(guidance=None)), Panel("cowboy hat + sunglasses")),
         says("cowboy hat face") | says("face with sunglasses", "minimalist") | says("noto", "clutter")
         | sampled(control_scale=2.0)
         | {"stack": {"guidances.scale_1": 2.0, "guidances.scale_2": -0.2}}),
