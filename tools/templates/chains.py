@@ -27,7 +27,7 @@ CHAINS = [
         "Several Guidances",
         "**One model, several prompts, a scale for each.** Each Guidance adds scale x (prediction - unconditional).\n\n"
         "Load any checkpoint. The prompt has **control_scale**; the styles have scales of their own.\n\n"
-        "A negative scale pushes away. Bypass a Guidance (Ctrl+B) to drop it; sweep a scale from -5 to 5.",
+        "A negative scale pushes away; Ctrl+B drops a node. Several GPUs: **MultiGPU CFG Split** behind the loader.",
         {
             "Model": {"base": checkpoint(), "size": size()},
             "Conditions": {
