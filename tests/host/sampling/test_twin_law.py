@@ -72,6 +72,30 @@ def check(law, case):
         except type(error):
             reject()
         raise
+    except AssertionError:
+        if merges_by_rounding(case):
+            reject()
+        raise
+
+
+def merges_by_rounding(case):
+    """True if token merging, which sorts, makes another picture of rounding, in stock alone.
+
+    Beside NAG, 1e-7 of the weights' spread has moved one by 0.3 in one of five tries, and else by 3e-5.
+    """
+    base = case.base()
+    return "tomesd" in case.patches and any(
+        relative(case.sample(rounded(model, size, seed)), case.sample(model)) > 5e-3
+        for model in (CONCEPTS["clone"](base), base) for size in (1e-6, 3e-6) for seed in range(5))
+
+
+def rounded(model, size, seed):
+    """A MODEL whose weights are off by a part of their spread, as by rounding."""
+    clone, gen = model.clone(), torch.Generator().manual_seed(seed)
+    clone.add_patches({f"diffusion_model.{key}": ("diff", (size * spread * torch.randn(value.shape, generator=gen),))
+                       for key, value in model.model.diffusion_model.state_dict().items()
+                       if (spread := float(value.std(correction=0)))}, 1.0)
+    return clone
 
 
 LAWS = [twins_change_nothing, small_scales_move_little, order_changes_nothing, memory_changes_nothing,
