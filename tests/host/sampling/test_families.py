@@ -144,6 +144,25 @@ def test_one_copy_equals_two(family):
     assert relative(result, flat(stock(base, positive, negative, latent, CONTROL, **SHARED))) > 0.01
 
 
+@pytest.mark.parametrize("name", ["Flux.1", "Z-Image", "Wan 2.1 text to video", "LTX-Video"])
+@torch.inference_mode()
+def test_texts_of_other_lengths_share_the_weights(name):
+    """They cannot share a batch there: more calls, no second copy."""
+    if name not in available():
+        pytest.skip(f"this ComfyUI has no {name}")
+    family = FAMILIES[name]
+    base, latent = family.model(1), family.latents()
+    positive, negative, other = family.conditioning(1, 5), family.conditioning(2, 8), family.conditioning(3, 11)
+
+    def sampled(one, two):
+        return gcfg(one, positive, negative, latent, links=[Link(model=two, conditioning=other, scale=CONCEPT)],
+                    control_scale=CONTROL, **SHARED)
+    with networks_called(base) as calls:
+        result = sampled(base, with_lora(base))
+    assert calls.keys() == {id(base.model.diffusion_model)} and calls.total() > STEPS
+    assert relative(result, sampled(family.model(1), with_lora(family.model(1)))) < 1e-3
+
+
 @torch.inference_mode()
 def test_adapters_are_saved_and_loaded(family, tmp_path):
     """In the pack's own form and as a LoRA for the stock loader."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from harness import workflow
 from harness.find import PACK
-from harness.models import transformers
+from harness.models import encoders, transformers
 from harness.server.browser import browse
 
 pytestmark = pytest.mark.server
@@ -48,11 +48,26 @@ TRANSFORMERS = [title for title in TITLES if not workflow.loads_a_checkpoint(rea
 @pytest.mark.parametrize("title", [pytest.param(title, marks=pytest.mark.slow if "Z-Image" in title else ())
                                    for title in TRANSFORMERS])
 def test_makes_an_image_with_a_transformer(server, title):
-    """On genuine files of its family by the stock loaders; its text encoder has no small form, so a data set speaks."""
+    """On genuine files of its family by the stock loaders; a data set speaks for its large text encoder."""
     if "LoadTrainingDataset" not in server.request("/object_info"):
         pytest.skip("this ComfyUI loads no conditionings from a data set")
-    graph = transformers.adapt(read(title), transformers.family_of(read(title)))
-    (saved,) = (image for output in server.queue(graph)["outputs"].values() for image in output["images"])
+    check(server, transformers.adapt(read(title), transformers.family_of(read(title))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", TRANSFORMERS)
+def test_makes_an_image_with_a_transformer_and_its_text_encoder(server, title):
+    """From the words: 4 to 8 GB and some minutes, because the host has one size of each text encoder."""
+    files = transformers.family_of(read(title))
+    if files.diffusion_model not in server.request("/object_info")["UNETLoader"]["input"]["required"]["unet_name"][0]:
+        pytest.skip(f"this ComfyUI has no {files.config}")
+    check(server, transformers.adapt(read(title), files, encoders.write(server.base, files.name)), timeout=1800)
+
+
+def check(server, graph, timeout=300):
+    """It makes a picture, or a video of five frames."""
+    outputs = server.queue(graph, timeout)["outputs"].values()
+    (saved,) = (image for output in outputs for image in output["images"])
     image = Image.open(io.BytesIO(server.image(saved)))
     assert image.size == (64, 64) and getattr(image, "n_frames", 1) == (5 if saved["filename"].endswith("webp") else 1)
     low, high = image.convert("L").getextrema()

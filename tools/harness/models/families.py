@@ -21,6 +21,7 @@ _FLUX2 = _FLUX | {"image_model": "flux2", "in_channels": 128, "out_channels": 12
                   "axes_dim": [4, 4, 4, 4], "patch_size": 1, "global_modulation": True, "mlp_silu_act": True,
                   "qkv_bias": False, "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0,
                   "txt_ids_dims": [3]}
+_LONGCAT = _FLUX | {"guidance_embed": False, "vec_in_dim": None, "context_in_dim": 3584, "txt_ids_dims": [1, 2]}
 _CHROMA = {"image_model": "chroma", "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 32,
            "hidden_dim": 48, "n_layers": 1, "context_in_dim": 48, "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2,
            "depth": 1, "depth_single_blocks": 1, "axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2,
@@ -81,6 +82,20 @@ _PIXART = {"image_model": "pixart_sigma", "num_heads": 2, "patch_size": 2, "hidd
            "pe_interpolation": 1}
 _AURA = {"cond_seq_dim": 48, "max_seq": 256, "n_double_layers": 1, "n_layers": 2, "dim": 32, "n_heads": 2,
          "global_conddim": 32}
+_ERNIE = {"image_model": "ernie", "hidden_size": 32, "num_attention_heads": 2, "num_layers": 2, "ffn_hidden_size": 64,
+          "text_in_dim": 48, "rope_axes_dim": (4, 6, 6)}
+_MAGE = {"image_model": "mage_flow", "in_channels": 128, "num_layers": 2, "attention_head_dim": 16,
+         "num_attention_heads": 2, "joint_attention_dim": 48, "axes_dims_rope": (4, 6, 6)}
+_LENS = {"image_model": "lens", "in_channels": 128, "out_channels": 32, "num_layers": 2, "attention_head_dim": 16,
+         "num_attention_heads": 2, "enc_hidden_dim": 48, "axes_dims_rope": (4, 6, 6),
+         "multi_layer_encoder_feature": False}
+_JOY = {"image_model": "joyimage", "in_channels": 16, "hidden_size": 32, "num_attention_heads": 2, "text_dim": 48,
+        "num_layers": 2, "rope_dim_list": [4, 6, 6], "patch_size": [1, 2, 2]}
+_BOOGU = {"image_model": "boogu", "hidden_size": 48, "num_layers": 2, "num_double_stream_layers": 1,
+          "num_refiner_layers": 1, "num_attention_heads": 3, "num_kv_heads": 1, "multiple_of": 16,
+          "axes_dim_rope": (4, 6, 6), "axes_lens": (64, 64, 64), "instruction_feat_dim": 48}
+_HUNYUAN15 = _HUNYUAN | {"in_channels": 65, "out_channels": 32, "patch_size": [1, 1, 1], "vec_in_dim": None,
+                         "vision_in_dim": 1152, "use_cond_type_embedding": True, "guidance_embed": False}
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,7 @@ class Family:
         pooled: width of the pooled text, 0 for none.
         tokens: length of the text.
         extra: what else a conditioning holds, by name the shape of a random tensor.
+        references: shapes of the latents of pictures that it edits.
         masked: whether its text comes with a mask.
         passes: forward passes a step for base[null], base[prompt] and a LoRA: 2 where the network regroups its batch,
             3 where it takes one row only.
@@ -108,6 +124,7 @@ class Family:
     pooled: int = 0
     tokens: int = 8
     extra: Mapping = field(default_factory=dict)
+    references: tuple[tuple, ...] = ()
     masked: bool = False
     passes: int = 1
     cross_attention: str = ""
@@ -123,6 +140,8 @@ class Family:
     def conditioning(self, seed: int = 0, tokens: int | None = None) -> list:
         """A conditioning of random text."""
         extra = {name: torch.randn(shape, generator=generator(seed, name)) for name, shape in self.extra.items()}
+        if self.references:  # the same for every text
+            extra["reference_latents"] = [torch.randn(shape, generator=generator(0)) for shape in self.references]
         if self.masked:
             extra["attention_mask"] = torch.ones(1, tokens or self.tokens, dtype=torch.long)
         return tiny.conditioning(seed, tokens or self.tokens, self.width, 1, self.pooled, **extra)
@@ -140,8 +159,10 @@ FAMILIES = {
     "Stable Diffusion XL": Family("SDXL", tiny._SDXL, (4, 8, 8), 2048, 1280, cross_attention="attn2.to_out.0"),
     "Stable Diffusion 3.5": Family("SD3", _SD35, (16, 8, 8), 48, 64),
     "Flux.1": Family("Flux", _FLUX, (16, 8, 8), 48, 32),
+    "Flux.1 Kontext": Family("Flux", _FLUX, (16, 8, 8), 48, 32, references=((1, 16, 8, 8),)),
     "Flux.2": Family("Flux2", _FLUX2, (128, 4, 4)),
     "Qwen-Image": Family("QwenImage", _QWEN, (16, 8, 8)),
+    "Qwen-Image Edit": Family("QwenImage", _QWEN, (16, 8, 8), references=((1, 16, 8, 8),)),
     "Z-Image": Family("ZImage", _LUMINA | {
         "z_image_modulation": True, "time_scale": 1000.0, "dim": 256, "n_heads": 16, "n_kv_heads": 16,
         "rope_theta": 256.0, "pad_tokens_multiple": 8}, (16, 8, 8), 32),
@@ -151,6 +172,8 @@ FAMILIES = {
                                      cross_attention="cross_attn.o"),
     "Wan 2.2 5B": Family("WAN22_T2V", _WAN | {"out_dim": 48, "in_dim": 48}, (48, 3, 8, 8),
                          cross_attention="cross_attn.o"),
+    "Wan 2.1 VACE": Family("WAN21_Vace", _WAN | {"model_type": "vace", "vace_layers": 1, "vace_in_dim": 96},
+                           (16, 3, 8, 8), cross_attention="cross_attn.o"),
     "LTX-Video": Family("LTXV", _LTX, (128, 3, 4, 4), masked=True, cross_attention="attn2.to_out.0"),
     "LTX-2 (video and sound)": Family("LTXAV", _LTXAV, ((128, 3, 4, 4), (8, 12, 16))),
     "HunyuanVideo": Family("HunyuanVideo", _HUNYUAN, (16, 3, 8, 8), 48, 32),
@@ -169,6 +192,13 @@ FAMILIES = {
     "Kandinsky 5": Family("Kandinsky5Image", _KANDINSKY, (16, 1, 8, 8), 48, 32),
     "PixArt Sigma": Family("PixArtSigma", _PIXART, (4, 48, 48), passes=2),
     "AuraFlow": Family("AuraFlow", _AURA, (4, 8, 8)),
+    "HunyuanVideo 1.5": Family("HunyuanVideo15", _HUNYUAN15, (32, 3, 4, 4), 48, 32),
+    "LongCat-Image": Family("LongCatImage", _LONGCAT, (16, 8, 8), 3584),
+    "ERNIE-Image": Family("ErnieImage", _ERNIE, (128, 4, 4)),
+    "Mage-Flow": Family("MageFlow", _MAGE, (128, 4, 4)),
+    "Lens": Family("Lens", _LENS, (128, 4, 4)),
+    "JoyImage": Family("JoyImage", _JOY, (16, 1, 8, 8)),
+    "Boogu-Image": Family("Boogu", _BOOGU, (16, 8, 8), masked=True),
 }
 
 

@@ -3,15 +3,15 @@
 What the host reads off a file's shapes is small here: Flux.1 and Wan 2.1 have one head. What it has fixed is as wide as
 in the real models: Qwen-Image 3072 (one layer, 0.3e9 weights), Z-Image 3840 (one layer beside its refiners, 0.9e9) and
 Wan's autoencoder; overlapping buffers keep these files small, memory and time are theirs. Text encoders have 4 to 8
-billion weights whatever a file holds (T5-XXL, UMT5-XXL, Qwen2.5-VL 7B, Qwen3 4B): what they would say comes from data
-sets of the host (Load Training Dataset).
+billion weights whatever a file holds (see ``encoders``): in ordinary runs, what they would say comes from data sets of
+the host (Load Training Dataset).
 
 Import it only where the host is on ``sys.path``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,20 +66,20 @@ class Files:
 
 
 _FLUX = {"image_model": "flux", "axes_dim": [16, 56, 56], "num_heads": 1, "mlp_ratio": 4.0, "theta": 10000,
-         "out_channels": 16, "qkv_bias": True, "in_channels": 16, "hidden_size": 128, "context_in_dim": 64,
-         "patch_size": 2, "vec_in_dim": 32, "depth": 1, "depth_single_blocks": 1, "guidance_embed": True,
+         "out_channels": 16, "qkv_bias": True, "in_channels": 16, "hidden_size": 128, "context_in_dim": 4096,
+         "patch_size": 2, "vec_in_dim": 768, "depth": 1, "depth_single_blocks": 1, "guidance_embed": True,
          "txt_ids_dims": []}
 _WAN = {"image_model": "wan2.1", "model_type": "t2v", "dim": 128, "out_dim": 16, "num_heads": 1, "ffn_dim": 128,
         "num_layers": 1, "patch_size": (1, 2, 2), "freq_dim": 256, "window_size": (-1, -1), "qk_norm": True,
         "cross_attn_norm": True, "eps": 1e-6, "in_dim": 16}
 _QWEN = {"image_model": "qwen_image", "in_channels": 64, "num_layers": 1}
-_Z_IMAGE = {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 3840, "cap_feat_dim": 64,
+_Z_IMAGE = {"image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 3840, "cap_feat_dim": 2560,
             "n_layers": 1, "qk_norm": True, "n_heads": 30, "n_kv_heads": 30, "axes_dims": [32, 48, 48],
             "axes_lens": [1536, 512, 512], "rope_theta": 256.0, "ffn_dim_multiplier": 8.0 / 3.0,
             "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32}
 FAMILIES = {files.name: files for files in (
-    Files("flux", "Flux", _FLUX, 64, 32), Files("wan", "WAN21_T2V", _WAN, 4096, video_vae=True),
-    Files("qwen_image", "QwenImage", _QWEN, 3584, video_vae=True), Files("z_image", "ZImage", _Z_IMAGE, 64))}
+    Files("flux", "Flux", _FLUX, 4096, 768), Files("wan", "WAN21_T2V", _WAN, 4096, video_vae=True),
+    Files("qwen_image", "QwenImage", _QWEN, 3584, video_vae=True), Files("z_image", "ZImage", _Z_IMAGE, 2560))}
 
 
 def write(base: Path, names=tuple(FAMILIES), seed: int = 0) -> None:
@@ -150,15 +150,21 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
         torch.save(tensors, path)
 
 
-def adapt(graph: dict, files: Files) -> dict:
-    """A workflow of a family on these files, small and short; its prompts come from data sets."""
+def adapt(graph: dict, files: Files, encoders: Sequence[str] = ()) -> dict:
+    """A workflow of a family on these files, small and short.
+
+    Args:
+        encoders: the files of its text encoders; its prompts come from data sets if there are none.
+    """
     made = {}
     for key, node in graph.items():
         inputs = {name: [*value] if isinstance(value, list) else value for name, value in node["inputs"].items()}
         kind = node["class_type"]
         if kind in ("CLIPLoader", "DualCLIPLoader"):
-            continue
-        if kind == "CLIPTextEncode":
+            if not encoders:
+                continue
+            inputs |= zip([name for name in inputs if name.startswith("clip_name")], encoders, strict=True)
+        if kind == "CLIPTextEncode" and not encoders:
             kind, inputs = "LoadTrainingDataset", {"folder_name": files.text(not inputs["text"])}
         for name, value in (("unet_name", files.diffusion_model), ("lora_name", files.lora), ("vae_name", files.vae)):
             if name in inputs:
