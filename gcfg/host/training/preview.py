@@ -105,45 +105,44 @@ class Preview(Watch):
 
     def _sample(self, concept: ModelPatcher, prompt: str, scale: float) -> np.ndarray:
         """Pictures (B, H, W, 3) uint8 of one prompt at one concept scale, from the seeds of the run."""
-        streams = self._empty()
         seeds = [self.settings.seed + k for k in range(self.settings.preview_count)]
-        batches = [seeds] if len(streams) == 1 else [[seed] for seed in seeds]  # a network of streams takes one row
-        return np.concatenate([self._sample_seeds(concept, prompt, scale, streams, batch) for batch in batches])
+        batches = [[seed] for seed in seeds] if self._several_streams else [seeds]  # such a network takes one row
+        return np.concatenate([self._sample_seeds(concept, prompt, scale, batch) for batch in batches])
 
-    def _sample_seeds(self, concept: ModelPatcher, prompt: str, scale: float, streams: list[Tensor],
-                      seeds: list[int]) -> np.ndarray:
-        one, latent = _together(streams), _together([torch.cat([stream] * len(seeds)) for stream in streams])
-        rows = [comfy.sample.prepare_noise(one, seed) for seed in seeds]
-        noise = rows[0] if len(rows) == 1 else torch.cat(rows)
+    def _sample_seeds(self, concept: ModelPatcher, prompt: str, scale: float, seeds: list[int]) -> np.ndarray:
+        rows = [comfy.sample.prepare_noise(self._empty(1), seed) for seed in seeds]
+        noise, latent = rows[0] if len(rows) == 1 else torch.cat(rows), self._empty(len(seeds))
         model = apply(self.base, [Link(model=concept, scale=scale, name="Concept")])
         samples = comfy.sample.sample(
             model, noise, self.settings.preview_steps, CONTROL_SCALE if prompt else 1.0, "dpmpp_2m", "sgm_uniform",
             self.prompts[prompt], self.prompts[""], latent, disable_pbar=True, seed=self.settings.seed,
             callback=self._ask)
-        return self._decoded(samples.unbind()[0] if getattr(samples, "is_nested", False) else samples)
+        return self._decoded(samples)
 
     def _decoded(self, samples: Tensor) -> np.ndarray:
-        pixels = self.vae.decode(samples)[..., :3].clamp(0.0, 1.0)
+        pictures = samples.unbind()[0] if self._several_streams else samples
+        pixels = self.vae.decode(pictures)[..., :3].clamp(0.0, 1.0)
         pixels = pixels.reshape(-1, *pixels.shape[-3:])  # a video model's one frame
         return (pixels * 255.0).round().to("cpu", torch.uint8).numpy()
 
-    def _empty(self) -> list[Tensor]:
+    @property
+    def _several_streams(self) -> bool:
+        return len(empty_still(self.trainable.latent_format, (2, 2))) > 1
+
+    def _empty(self, count: int) -> Tensor:
+        """So many empty pictures, as the host's samplers take them."""
         kind = self.trainable.latent_format
         side = self.settings.resolution // getattr(kind, "spacial_downscale_ratio", PIXELS)
-        return empty_still(kind, (side, side))
+        streams = [stream.repeat(count, *(1,) * (stream.ndim - 1)) for stream in empty_still(kind, (side, side))]
+        if len(streams) == 1:
+            return streams[0]
+        from comfy.nested_tensor import NestedTensor  # no host without it has such models
+
+        return NestedTensor(streams)
 
     def _ask(self, *_) -> None:
         if self.watch.interrupted():
             raise comfy.model_management.InterruptProcessingException
-
-
-def _together(streams: list[Tensor]) -> Tensor:
-    """The streams of a latent as the host's samplers take them."""
-    if len(streams) == 1:
-        return streams[0]
-    from comfy.nested_tensor import NestedTensor  # no host without it has such models
-
-    return NestedTensor(streams)
 
 
 def sheet(rows: list[tuple[str, list[np.ndarray]]], titles: list[str]) -> Image.Image:

@@ -162,7 +162,7 @@ FAMILIES = {
     "Flux.1 Kontext": Family("Flux", _FLUX, (16, 8, 8), 48, 32, references=((1, 16, 8, 8),)),
     "Flux.2": Family("Flux2", _FLUX2, (128, 4, 4)),
     "Qwen-Image": Family("QwenImage", _QWEN, (16, 8, 8)),
-    "Qwen-Image Edit": Family("QwenImage", _QWEN, (16, 8, 8), references=((1, 16, 8, 8),)),
+    "Qwen-Image Edit": Family("QwenImage", _QWEN, (16, 8, 8), references=((1, 16, 1, 8, 8),)),
     "Z-Image": Family("ZImage", _LUMINA | {
         "z_image_modulation": True, "time_scale": 1000.0, "dim": 256, "n_heads": 16, "n_kv_heads": 16,
         "rope_theta": 256.0, "pad_tokens_multiple": 8}, (16, 8, 8), 32),

@@ -39,7 +39,7 @@ class SubjectPreview(Preview):
             positive = [[features.cpu(), {key: value.cpu() if isinstance(value, torch.Tensor) else value
                                           for key, value in extra.items()}] for features, extra in positive]
             model = with_lora(self.base, learner.lora(learner.parameters))
-            latent = self._empty()
+            latent = self._empty(s.preview_count)
             noise = comfy.sample.prepare_noise(latent, s.seed)
             samples = comfy.sample.sample(model, noise, s.preview_steps, SCALE, "dpmpp_2m", "karras", positive,
                                           self.prompts[""], latent, disable_pbar=True, seed=s.seed,
