@@ -55,6 +55,13 @@ itself another model gets a copy of the weights, and a clone of it is refused. A
 a weight's shape, or of something that is no layer gets a copy, made once and kept while the inputs stay the same, and
 the log says so.
 
+The workflows on Z-Image, Qwen-Image, Flux and Wan (33 to 36) run on genuine small files of their families by the stock
+loaders. Their text encoders cannot be small: ComfyUI builds Qwen3 4B (36 layers, 2560 wide), Qwen2.5-VL 7B (28, 3584),
+T5-XXL (24, 4096) and UMT5-XXL (24, 4096) at one size, whatever a file holds. In ordinary runs data sets speak for them;
+the slow test of `tests/host/server/test_workflows.py` gives each a file of all its layers in float8 (20 to 60 MB, 5 to
+10 GB in memory). With T5-XXL and CLIP-L it has run from the words to the picture (10 minutes and 6.4 GB on a busy
+machine); the other three were not run to their ends for want of memory and time.
+
 Text-free concept models (Convert to Null-Text Model): for UNets a constant in the place of each cross-attention,
 measured; for Wan, LTX-Video, LTX-2 (what the picture and what the sound reads) and Cosmos Predict2 its keys and values
 of the empty prompt, exact (`tests/host/concepts/test_null_tokens.py`). On other transformers, and on those of LTX's
