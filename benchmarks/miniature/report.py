@@ -43,6 +43,12 @@ def noise_table(entries: list[dict[str, float]]) -> list[str]:
     return [*lines, *(f"| {' | '.join(f'{entry[name]:.2f}' for name in names)} |" for entry in entries)]
 
 
+def seeds_and_samples(results: list[dict], samples: int) -> str:
+    """The line above a table."""
+    return (f"{len(results)} training seeds, {samples} samples a method, request kind and seed; mean ± standard "
+            "deviation over the seeds.")
+
+
 def write(results: list[dict], samples: int, path: Path) -> None:
     """Write RESULTS.md: the fixed text of ``findings.md`` first, then every table."""
     diagnosis = {kind: mean_over_seeds([result["diagnosis"][kind] for result in results])
@@ -50,14 +56,14 @@ def write(results: list[dict], samples: int, path: Path) -> None:
     parts = [
         (Path(__file__).parent / "findings.md").read_text().rstrip(),
         "## All methods",
-        f"{len(results)} training seeds, {samples} samples a method, request kind and seed; mean ± standard deviation "
-        "over the seeds.",
+        seeds_and_samples(results, samples),
         "\n".join(comparison_table(results, comparison(), samples)),
         "## Remedies for the unseen colour",
         "The same numbers; concept scale 1 throughout, the scale is that of the control guidance.",
         "\n".join(comparison_table(results, remedies(), samples)),
         "## The whole caption, and a balanced concept",
-        "The same numbers; what is balanced has the given share of the control guidance's length at every step.",
+        seeds_and_samples(results, samples) + " What is balanced has the given share of the control guidance's length "
+        "at every step.",
         "\n".join(comparison_table(results, further(), samples)),
         "## Guidance over the noise levels of a GCFG run (concept 1, control 2)",
         "Lengths over that of the baseline's prediction; the last two columns say how often the concept's and the "
