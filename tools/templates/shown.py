@@ -131,6 +131,8 @@ SHOWN: dict[str, Shown | Card] = {
     "Qwen-Image and a LoRA as the Concept": Card("Qwen-Image", "fp8 base + LoRA, one copy"),
     "Flux and a LoRA, Distilled": Card("FLUX", "distilled: base towards LoRA"),
     "Wan and a LoRA as the Concept": Card("Wan", "video: base + LoRA, one copy"),
+    "IP-Adapter on a Guidance, Base Clean": Card("IP-Adapter", "on a guidance, base clean"),
+    "A Personalized Video": Card("Video", "your subject, in motion"),
     "The Paper's Settings, Exactly": Shown((Panel("base", {"guidance": {"scale": 0.0}}), Panel("arXiv 2312.08195")),
                                            says("winking face")),
 }

@@ -127,15 +127,22 @@ def test_open_and_run_twice_in_the_frontend(server):
 
 
 def without_picture(frontend, tries=40):
-    """The nodes of the open workflow that show pictures, and have none yet after some seconds."""
-    waiting = [key for key, node in frontend.to_api().items() if node["class_type"] in SHOWING]
+    """The nodes of the open workflow that show pictures, and have none after some seconds, neither has its app."""
+    waiting = {key: node for key, node in frontend.to_api().items() if node["class_type"] in SHOWING}
     assert waiting
     for _ in range(tries):
-        waiting = [key for key in waiting if not all(width for width, *_ in frontend.shown(int(key)) or [[0]])]
+        waiting = {key: node for key, node in waiting.items() if not is_shown(frontend, int(key), node["inputs"])}
         if not waiting:
             break
         frontend.page.wait_for_timeout(250)
-    return waiting
+    return list(waiting)
+
+
+def is_shown(frontend, node, inputs):
+    """Whether a node's picture is there: in the node or, in an app, which shows no nodes, in the page."""
+    name = inputs.get("filename_prefix", "").rpartition("/")[2]
+    shown = frontend.shown(node) or (frontend.shown_by_name(name) if name else [])
+    return any(width for width, *_ in shown)
 
 
 def bypassed(frontend, title, node):

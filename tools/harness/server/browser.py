@@ -62,6 +62,10 @@ _SHOWN = """async (id) => {
     return images.map((image) => [image.naturalWidth, image.naturalHeight, image.src.split(':')[0]])
 }"""
 
+_SHOWN_BY_NAME = """(name) => [...document.querySelectorAll('img')]
+    .filter((image) => (new URL(image.src).searchParams.get('filename') ?? '').startsWith(name))
+    .map((image) => [image.naturalWidth, image.naturalHeight, image.src.split(':')[0]])"""
+
 _SET_INPUTS = """(workflow) => {
     for (const [id, { inputs }] of Object.entries(workflow))
         for (const widget of app.graph.getNodeById(Number(id)).widgets ?? [])
@@ -138,6 +142,10 @@ class Frontend:
     def shown(self, node: int) -> list[list]:
         """Width, height and scheme of the source of every picture that a node shows."""
         return self.page.evaluate(_SHOWN, node)
+
+    def shown_by_name(self, name: str) -> list[list]:
+        """The same of every picture in the page, an app's result among them, whose file's name begins so."""
+        return self.page.evaluate(_SHOWN_BY_NAME, name)
 
     def graph(self) -> dict:
         """The open workflow in UI format."""
