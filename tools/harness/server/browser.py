@@ -63,7 +63,7 @@ _SHOWN = """async (id) => {
 }"""
 
 _SHOWN_BY_NAME = """(name) => [...document.querySelectorAll('img')]
-    .filter((image) => (new URL(image.src).searchParams.get('filename') ?? '').startsWith(name))
+    .filter((image) => image.src && (new URL(image.src).searchParams.get('filename') ?? '').startsWith(name))
     .map((image) => [image.naturalWidth, image.naturalHeight, image.src.split(':')[0]])"""
 
 _SET_INPUTS = """(workflow) => {
