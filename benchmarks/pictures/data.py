@@ -34,7 +34,7 @@ def main() -> None:
     settings = parser.parse_args()
     modules = settings.modules or install(settings.work)
     rows = table(modules / "node_modules")
-    write(settings.work, rows, render(modules, rows, settings.work))
+    write(settings.work, rows, render(modules, [(row.pack, row.icon) for row in rows], settings.work))
     print(f"{len(rows)} pictures in {path(settings.work)}")
 
 
@@ -75,16 +75,16 @@ def plain(text: str) -> str:
     return re.sub(r"[^a-z0-9 -]+", " ", re.sub("['’]", "", text.lower())).strip()
 
 
-def render(modules: Path, rows: list[Row], work: Path) -> Tensor:
-    """(N, 3, 64, 64) uint8, drawn by resvg."""
+def render(modules: Path, entries: list[tuple], work: Path) -> Tensor:
+    """(N, 3, 64, 64) uint8, drawn by resvg: (pack, icon) or (pack, icon, change), see ``render.mjs``."""
     work.mkdir(parents=True, exist_ok=True)
     listing, out = work / "render.json", work / "render.bin"
-    listing.write_text(json.dumps([(row.pack, row.icon) for row in rows]), "utf-8")
+    listing.write_text(json.dumps(entries), "utf-8")
     subprocess.run(["node", str(HERE / "render.mjs"), str(modules.resolve()), str(listing), str(out)], check=True)
     pixels = torch.frombuffer(bytearray(out.read_bytes()), dtype=torch.uint8)
     listing.unlink()
     out.unlink()
-    return pixels.view(len(rows), SIZE, SIZE, 3).permute(0, 3, 1, 2).contiguous()
+    return pixels.view(len(entries), SIZE, SIZE, 3).permute(0, 3, 1, 2).contiguous()
 
 
 def write(work: Path, rows: list[Row], pictures: Tensor) -> None:

@@ -50,17 +50,7 @@ class Pairs:
     @classmethod
     def of(cls, pictures: Tensor, rows: list[Row], encoder: Encoder, read: Callable[[list[str]], Tensor]) -> Pairs:
         """Of pictures (N, 3, 64, 64) and their rows."""
-        shown = torch.cat([pictures, pictures.flip(3)])
-        white, width = torch.ones_like(shown[:64]), shown.shape[3] // 8
-
-        def beside(part: Tensor) -> tuple[Tensor, Tensor]:
-            empty = white[:len(part)]
-            return (encoder(torch.cat([part, empty], 3))[..., :width],
-                    encoder(torch.cat([empty, part], 3))[..., width:])
-
-        with torch.no_grad():
-            left, right = zip(*(beside(part) for part in shown.split(len(white))), strict=True)
-        return cls(torch.cat(left), torch.cat(right), rows, read)
+        return cls(*beside(encoder, torch.cat([pictures, pictures.flip(3)])), rows, read)
 
     def draw(self, count: int, *place: object) -> tuple[Tensor, Tensor]:
         """Latents (count, 4, 8, 16) and features of one batch."""
@@ -80,6 +70,17 @@ class Pairs:
         said = captions.with_style if dice.random() < 0.6 else _label
         text = f" {dice.choice(JOINS)} ".join(said(self.rows[i]) for i in pair)
         return pair, "" if dice.random() < 0.1 else text
+
+
+def beside(encoder: Encoder, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents (N, 4, 8, 8) of pictures (N, 3, 64, 64) as the left and as the right part of a wide one, white beside."""
+    width, left, right = pictures.shape[3] // 8, [], []
+    with torch.no_grad():
+        for part in pictures.split(64):
+            empty = torch.ones_like(part)
+            left.append(encoder(torch.cat([part, empty], 3))[..., :width])
+            right.append(encoder(torch.cat([empty, part], 3))[..., width:])
+    return torch.cat(left), torch.cat(right)
 
 
 def _label(row: Row) -> str:

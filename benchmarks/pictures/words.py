@@ -79,7 +79,11 @@ class TextEncoder(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows of the token embedding (B, 77) -> features."""
-        x = self.token_embedding[rows] + self.position_embedding
+        return self.read(self.token_embedding[rows])
+
+    def read(self, embedded: Tensor) -> Tensor:
+        """Tokens as rows of the embedding or others of that size (B, 77, 64) -> features."""
+        x = embedded + self.position_embedding
         for layer in self.layers:
             x = layer(x)
         return self.final_layer_norm(x)

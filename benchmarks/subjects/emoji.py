@@ -1,8 +1,8 @@
-"""``python -m benchmarks.subjects.emoji CHECKPOINT``: a character of one's own, from four pictures, wearing sunglasses.
+"""``python -m benchmarks.subjects.emoji``: a character of one's own, from four pictures, wearing sunglasses.
 
-On the small genuine SD1.5 model of ``benchmarks/pictures`` in a real ComfyUI, with Train Subject and the preset
-class-guided as a person uses them. Writes emoji.jpg beside this file. One core, minutes; what is on disk is not made
-again.
+On the small genuine SD1.5 base that composes (``benchmarks.pictures.train_composed``) in a real ComfyUI, with Train
+Subject and the preset class-guided as a person uses them. Prints the table of EMOJI.md and writes emoji.jpg beside this
+file. One core, minutes; a run of training that is on disk goes on.
 """
 
 from __future__ import annotations
@@ -14,53 +14,21 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from benchmarks.pictures import host
-from benchmarks.pictures.judge import ATTRIBUTES, read
+from benchmarks.pictures import data, host, train_composed
+
+from . import looks
+from .characters import SIZE, ZOG, draw
 
 HERE = Path(__file__).parent
-SIZE, LARGE = 64, 256
 CAPTION, CLASS, REQUEST = "a photo of a", "face", "with sunglasses"
-"""As in training: this text encoder minds the place of a word."""
-SEEDS, SHOWN, SCALE, SUBJECT_SCALES = 6, 4, 4.0, (2.0, 2.5, 3.0, 4.0)
-
-
-def character(mouth: str, tilt: float, scale: float) -> Image.Image:
-    """Zog: a round blue head, two antennae with red ends, one of four moods."""
-    head = Image.new("RGBA", (LARGE, LARGE), (255, 255, 255, 0))
-    pen = ImageDraw.Draw(head)
-    for x, end in ((92, 62), (164, 194)):
-        pen.line((x, 70, end, 22), fill=(40, 90, 190), width=12)
-        pen.ellipse((end - 18, 4, end + 18, 40), fill=(230, 50, 60))
-    pen.ellipse((24, 42, 232, 250), fill=(70, 140, 240))
-    for x in (92, 164):
-        pen.ellipse((x - 15, 104, x + 15, 148), fill=(25, 35, 70))
-    if mouth == "open":
-        pen.ellipse((106, 172, 150, 222), fill=(25, 35, 70))
-    elif mouth == "smile":
-        pen.arc((78, 130, 178, 216), 25, 155, fill=(25, 35, 70), width=12)
-    elif mouth == "sad":
-        pen.arc((82, 184, 174, 264), 205, 335, fill=(25, 35, 70), width=12)
-    else:
-        pen.line((92, 196, 164, 196), fill=(25, 35, 70), width=12)
-    side = round(scale * LARGE)
-    head = head.rotate(tilt, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGBA", (LARGE, LARGE), "white")
-    canvas.alpha_composite(head, ((LARGE - side) // 2, (LARGE - side) // 2))
-    return canvas.convert("RGB")
-
-
-def draw(folder: Path) -> Path:
-    """The four pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for k, looks in enumerate((("smile", 0.0, 1.0), ("open", 8.0, 0.96), ("sad", -8.0, 0.98), ("flat", 4.0, 0.94))):
-        character(*looks).save(folder / f"zog_{k}.png")
-    return folder
+SEEDS, SHOWN, SCALE, SUBJECT_SCALES = 8, 4, 4.0, (1.0, 2.0, 3.0, 4.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.subjects.emoji", description=__doc__,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="that of train_composed, unless named")
+    parser.add_argument("--pictures", type=Path, default=data.WORK, help="the work folder of benchmarks.pictures")
     parser.add_argument("--comfyui", default="")
     parser.add_argument("--work", type=Path, default=HERE / "cache" / "emoji")
     parser.add_argument("--out", type=Path, default=HERE / "emoji.jpg")
@@ -72,9 +40,9 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     host.start(chosen.comfyui)
-    rows = drawn(trained(chosen), draw(chosen.work / "pictures"))
-    sheet(rows).save(chosen.out)
-    print(f"{table(rows)}\n{chosen.out} written")
+    rows = drawn(trained(chosen), draw(ZOG, chosen.work / "pictures"))
+    sheet(rows).save(chosen.out, quality=90)
+    print(f"{table(rows, looks.trained(chosen.pictures))}\n{chosen.out} written")
 
 
 def trained(chosen: argparse.Namespace) -> tuple:
@@ -86,11 +54,13 @@ def trained(chosen: argparse.Namespace) -> tuple:
 
     work = chosen.work.resolve()
     command_line.write_into(str(work / "models"))
-    base, clip, vae = command_line.load(str(chosen.checkpoint))
-    pictures = subject.prepare(Subject(str(draw(work / "pictures")), "", SIZE, augment=False, flip=True, count=16), vae,
+    checkpoint = chosen.checkpoint or train_composed.checkpoint_path(chosen.pictures)
+    base, clip, vae = command_line.load(str(checkpoint))
+    folder = str(draw(ZOG, work / "pictures"))
+    pictures = subject.prepare(Subject(folder, "", SIZE, augment=False, flip=True, count=16), vae,
                                work / "latents")
     settings = SubjectSettings(
-        run_name="zog", class_word=CLASS, target_steps=chosen.steps, method=chosen.method, batch=4,
+        run_name=ZOG.name, class_word=CLASS, target_steps=chosen.steps, method=chosen.method, batch=4,
         learning_rate=chosen.rate, semantic_weight=chosen.weight, rank=chosen.rank, micro_batch=4, save_every=20,
         preview_every=0, output=str(work), initial_word=CLASS)
     watch = command_line.TerminalWatch(argparse.Namespace(asked=False), command_line_bar)
@@ -109,10 +79,11 @@ def drawn(models: tuple, pictures: Path) -> dict[str, list[np.ndarray]]:
     """Rows of pictures by title: those of the folder; the base; the subject alone, asked by CFG, and class-guided."""
     base, clip, vae, subject, prompt = models
     alone = f"{CAPTION} {prompt}"
-    plain, named = f"{CLASS} {REQUEST}", f"{alone} {REQUEST}"
+    plain, named, described = f"{CLASS} {REQUEST}", f"{alone} {REQUEST}", f"{ZOG.described} {REQUEST}"
     rows = {"four pictures": [np.asarray(Image.open(file).resize((SIZE, SIZE))) for file in
                               sorted(pictures.glob("*"))],
             f"base: {plain}": sampled(base, clip, vae, plain),
+            f"base: {described}": sampled(base, clip, vae, described),
             f"subject: {alone}": sampled(subject, clip, vae, alone),
             f"subject by CFG: ... {REQUEST}": sampled(subject, clip, vae, named)}
     return rows | {f"class-guided, subject scale {r:g}": sampled(base, clip, vae, named, (plain, subject, r))
@@ -132,17 +103,14 @@ def sheet(rows: dict[str, list[np.ndarray]]) -> Image.Image:
     return canvas
 
 
-def table(rows: dict[str, list[np.ndarray]]) -> str:
-    """What each row shows: the part of the pictures in which the judge finds sunglasses; how blue the heads are."""
-    judge, _ = read()
-    lines = ["| | sunglasses | blue |", "|---|---|---|"]
+def table(rows: dict[str, list[np.ndarray]], eye: looks.Looks) -> str:
+    """The part of each row's pictures in which the eye finds sunglasses, the character, and both."""
+    lines = ["| | sunglasses | the character | both |", "|---|---|---|---|"]
     for title, row in rows.items():
-        pixels = torch.from_numpy(np.stack(row)).float().movedim(3, 1) / 255.0
-        with torch.no_grad():
-            found = judge(pixels)[1][:, list(ATTRIBUTES).index("sunglasses")] > 0.0
-        head = pixels.amin(1) < 0.9
-        blue = ((pixels[:, 2] > pixels[:, 0] + 0.15) & head).flatten(1).sum(1) / head.flatten(1).sum(1)
-        lines.append(f"| {title} | {float(found.float().mean()):.2f} | {float(blue.mean()):.2f} |")
+        pixels = torch.from_numpy(np.stack(row)).movedim(3, 1).float() / 255
+        shares = (eye.share(pixels, worn="sunglasses"), eye.share(pixels, **ZOG.looks),
+                  eye.share(pixels, worn="sunglasses", **ZOG.looks))
+        lines.append(f"| {title} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
     return "\n".join(lines)
 
 

@@ -319,6 +319,12 @@ def test_official_files_import_to_the_same_model(tiny, folders, tmp_path):
     text = tiny.conditioning(1), tiny.conditioning(2)
     assert torch.equal(sample(model, *text), sample(with_lora(base, found), *text))
     GCFGImportSubject.execute(base, str(official_folder), "zog")  # the same files again
+    (folders["embeddings"] / "mine.pt").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="a file 'mine.pt' .* already; nothing is overwritten"):
+        GCFGImportSubject.execute(base, str(official_folder), "mine")
+    assert {path.name for place in folders.values() for path in place.iterdir()} == {"mine.pt", "zog.safetensors"}
+    with pytest.raises(ValueError, match="letters, digits and _ only"):
+        GCFGImportSubject.execute(base, str(official_folder), "<new1>")
     with pytest.raises(ValueError, match="holds no pytorch_custom_diffusion_weights"):
         GCFGImportSubject.execute(base, str(tmp_path), "other")
     with pytest.raises(checkpoint.CheckpointError, match="is no key or value"):

@@ -1,6 +1,7 @@
 """Words tuned contrastively: they learn to tell subjects apart, go on to the bit, and refuse what does not fit."""
 
 import json
+from types import SimpleNamespace
 
 import comfy.clip_vision
 import folder_paths
@@ -9,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
+from gcfg_pack.gcfg.host.training import command_line
 from gcfg_pack.gcfg.host.training.models.text import TrainableText
 from gcfg_pack.gcfg.host.training.subjects import train as subject
 from gcfg_pack.gcfg.host.training.subjects import words
@@ -107,9 +109,29 @@ def test_interrupted_run_goes_on_to_the_bit(tune):
     assert all(torch.equal(ours[k].nan_to_num(), theirs[k].nan_to_num()) for k in ours)
 
 
+def test_the_command_line_tunes_the_same_words(tune, stock, vision, tmp_path, monkeypatch):
+    """On the same files; the host itself has one size of vision model, so a smaller one is put in its place."""
+    folders = [str(tmp_path / f"pictures_{k}") for k in range(2)]
+    tune(images=[subject.SubjectImages(Subject(folder), (), None) for folder in folders])
+    wanted = {name: checkpoint.read(tune.embeddings / f"{name}.safetensors")[0] for name in ("joe", "ann")}
+    monkeypatch.setattr(command_line, "load", lambda path: (None, stock, None))
+    monkeypatch.setattr(comfy.clip_vision, "load", lambda path: vision)
+    file = str(tmp_path / "clip.safetensors")
+    settings = WordSettings(**QUICK | {"output": str(tmp_path / "line"), "folders": ", ".join(folders), "vision": file,
+                                       "clip_file": file, "models": str(tmp_path / "models")})
+    for name in wanted:
+        (tune.embeddings / f"{name}.safetensors").unlink()
+    said = command_line.tune_words(settings, SimpleNamespace(asked=False), None, None)
+    assert said.startswith("6 steps are done: README.md in ")
+    for name, rows in wanted.items():
+        found = checkpoint.read(tmp_path / "models" / "embeddings" / f"{name}.safetensors")[0]
+        assert found.keys() == rows.keys() and all(torch.equal(found[key], rows[key]) for key in rows)
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"names": "joe"}, "2 subjects, 1 names"), ({"names": "joe, joe"}, "2 subjects, 1 names"),
-    ({"names": "joe, <a>"}, "letters, digits and _ only"), ({"nouns": "dog, headphone stand"}, "has 2 tokens")])
+    ({"names": "joe, <a>"}, "letters, digits and _ only"), ({"nouns": "dog, headphone stand"}, "has 2 tokens"),
+    ({"nouns": "dog, "}, "2 names and 1 nouns")])
 def test_bad_input_is_a_sentence(tune, changes, message):
     with pytest.raises(ValueError, match=message):
         tune(**changes)

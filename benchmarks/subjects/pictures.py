@@ -1,0 +1,193 @@
+"""``python -m benchmarks.subjects.pictures``: both papers' mechanisms on pictures; the text encoder is contextual.
+
+Identity and obedience of one subject over the semantic weight and over class-guided's subject scale; two subjects in
+one picture by words that were tuned contrastively before (CLIF) and by words that were not. Prints the tables of
+PICTURES.md and writes pictures.jpg beside this file. What is done is kept, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from gcfg.guidance import Recipe, presets
+
+from ..pictures import data
+from . import characters, contrast, looks
+from .characters import MIP, ZOG
+from .narrow import PROMPT, Family, Lesson, Taught, loaded, teach
+
+HERE = Path(__file__).parent
+WEIGHTS, SCALES, RUNS = (0.0, 0.25, 1.0, 4.0), (0.0, 1.0, 2.0, 4.0), (1, 2, 3)
+"""Semantic weights; subject scales of class-guided; seeds of a run of training."""
+STEPS, SCALE, CLASS = 200, 4.0, "face"
+REQUESTS = {"sunglasses": "with sunglasses", "halo": "with halo", "mask": "with medical mask",
+            "hearts": "with heart-eyes"}
+"""What the eye is to find -> what is asked for."""
+SEEDS, WIDE_SEEDS, SHOWN = range(100, 106), range(100, 116), 4
+TWO = f"{PROMPT} <0> {CLASS} and <1> {CLASS}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.subjects.pictures", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=data.WORK, help="the work folder of benchmarks.pictures")
+    parser.add_argument("--out", type=Path, default=HERE)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    study = Study(chosen.work)
+    one, two = study.one(), study.two()
+    print("\n".join([*table(one | {"words alone": [study.words()]}), "", *table(two)]))
+    study.sheet().save(chosen.out / "pictures.jpg", quality=90)
+
+
+class Study:
+    """Runs of training and what their pictures show; figures and the first pictures of each kind are kept on disk."""
+
+    def __init__(self, work: Path):
+        self.family, self.eye = Family(work / "composed" / "models"), looks.trained(work)
+        self.work, self.folder = work, work / "subjects_study"
+        self.folder.mkdir(exist_ok=True)
+        self.folders = {who.name: characters.draw(who, self.folder / who.name) for who in (ZOG, MIP)}
+
+    def kept(self, name: str, make: Callable[[], dict]) -> dict:
+        """The figures of that name, made where they are not on disk."""
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            path.write_text(json.dumps(make()), "utf-8")
+            print(name, path.read_text("utf-8"), flush=True)
+        return json.loads(path.read_text("utf-8"))
+
+    def one(self) -> dict[str, list[dict]]:
+        """Figures of each run by what is varied."""
+        found: dict[str, list[dict]] = {}
+        for seed in RUNS:
+            for weight in WEIGHTS:
+                taught: list[Taught] = []
+
+                def run(weight=weight, seed=seed, taught=taught) -> Taught:
+                    if not taught:
+                        lesson = Lesson.of(self.family, self.folders["zog"])
+                        row = self.family.row("photo")
+                        taught.append(teach(self.family, [lesson], [row], weight, seed, STEPS))
+                    return taught[0]
+                name = f"weight {weight:g}"
+                found.setdefault(name, []).append(self.kept(f"{name}, run {seed}", lambda run=run, name=name, seed=seed:
+                                                            self.seen(run(), None, name, seed)))
+                for scale in SCALES if weight == WEIGHTS[1] else ():
+                    name = f"class-guided, scale {scale:g}"
+                    found.setdefault(name, []).append(
+                        self.kept(f"{name}, run {seed}", lambda run=run, scale=scale, name=name, seed=seed:
+                                  self.seen(run(), scale, name, seed)))
+        return found
+
+    def words(self) -> dict[str, float]:
+        """What words alone draw: the base asked for the character by description."""
+        return self.kept("described", lambda: self.figures(
+            lambda request: self.drawn({"base": self.family.unet}, presets.classifier_free(SCALE),
+                                       {"positive": [f"{PROMPT} {ZOG.described} {request}".strip()]}), "described", 0))
+
+    def seen(self, taught: Taught, scale: float | None, name: str, seed: int) -> dict[str, float]:
+        """What a run's pictures show; by plain CFG of the tuned model, or class-guided."""
+        def pictures(request: str) -> Tensor:
+            positive = [f"{PROMPT} <0> {CLASS} {request}".strip()]
+            if scale is None:
+                return self.drawn({"base": taught.unet}, presets.classifier_free(SCALE), {"positive": positive},
+                                  taught.rows)
+            return self.drawn({"base": self.family.unet, "tuned": taught.unet}, presets.class_guided(SCALE, scale),
+                              {"positive": positive, "class": [f"{CLASS} {request}".strip()]}, taught.rows)
+        return self.figures(pictures, name, seed) | {"semantic distance": taught.distance}
+
+    def figures(self, pictures: Callable[[str], Tensor], name: str, seed: int) -> dict[str, float]:
+        plain = pictures("")
+        asked = {worn: pictures(request) for worn, request in REQUESTS.items()}
+        shares = {"identity": [self.eye.share(plain, **ZOG.looks)],
+                  "identity, asked": [self.eye.share(shown, **ZOG.looks) for shown in asked.values()],
+                  "obedience": [self.eye.share(shown, worn=worn) for worn, shown in asked.items()],
+                  "both": [self.eye.share(shown, worn=worn, **ZOG.looks) for worn, shown in asked.items()]}
+        if seed in (0, RUNS[0]):
+            self.keep(name, torch.cat([plain[:1], *(shown[:1] for shown in asked.values()), asked["sunglasses"][1:3]]))
+        return {key: statistics.mean(values) for key, values in shares.items()}
+
+    def two(self) -> dict[str, list[dict]]:
+        """Zog and Mip in one picture, by words tuned before or not."""
+        lessons = [Lesson.of(self.family, self.folders[who.name], k) for k, who in enumerate((ZOG, MIP))]
+        shown, found = [loaded(self.folders[who.name]) for who in (ZOG, MIP)], {}
+        for seed in RUNS:
+            for name in ("untuned", "tuned"):
+                def run(name=name, seed=seed) -> dict:
+                    rows = (contrast.untuned(self.family, 2, CLASS) if name == "untuned" else
+                            contrast.tuned(self.family, contrast.tower(self.family, self.work), shown, CLASS, seed))
+                    begun = contrast.apart(self.family, rows)
+                    taught = teach(self.family, lessons, rows, 0.0, seed, 2 * STEPS)
+                    return self.pair(taught, name, seed) | {"cosine before": begun,
+                                                            "cosine after": contrast.apart(self.family, taught.rows)}
+                found.setdefault(f"{name} words", []).append(self.kept(f"two, {name}, run {seed}", run))
+        return found
+
+    def pair(self, taught: Taught, name: str, seed: int) -> dict[str, float]:
+        alone = [self.drawn({"base": taught.unet}, presets.classifier_free(SCALE),
+                            {"positive": [f"{PROMPT} <{k}> {CLASS}"]}, taught.rows) for k in range(2)]
+        both = self.drawn({"base": taught.unet}, presets.classifier_free(SCALE), {"positive": [TWO]}, taught.rows, True)
+        left, right = both[..., :64], both[..., 64:]
+        if seed == RUNS[0]:
+            self.keep(f"two, {name} words", both[:SHOWN])
+        sides = [[self.whose(side, who) for who in (ZOG, MIP)] for side in (left, right)]
+        placed = (sides[0][0] & sides[1][1]).float().mean()
+        either = (sides[0][0] & sides[1][1] | sides[0][1] & sides[1][0]).float().mean()
+        twice = (sides[0][0] & sides[1][0] | sides[0][1] & sides[1][1]).float().mean()
+        return {"each alone": statistics.mean(self.eye.share(shown, **who.looks) for shown, who in
+                                              zip(alone, (ZOG, MIP), strict=True)),
+                "both, as named": float(placed), "both, either way": float(either), "one of them twice": float(twice)}
+
+    def whose(self, pictures: Tensor, who: characters.Character) -> Tensor:
+        return torch.tensor([self.eye.share(picture[None], **who.looks) > 0 for picture in pictures])
+
+    def drawn(self, models: dict, recipe: Recipe, texts: dict[str, list[str]], rows=(), wide: bool = False) -> Tensor:
+        with torch.no_grad():
+            features = {name: self.family.read(listed, rows)[0] for name, listed in texts.items()}
+            features["unconditional"] = self.family.read([""])[0]
+        return self.family.pictures(models, recipe, features, WIDE_SEEDS if wide else SEEDS, wide)
+
+    def keep(self, name: str, pictures: Tensor) -> None:
+        rows = (pictures.movedim(1, 3) * 255).round().byte().numpy()
+        strip = Image.new("RGB", (sum(row.shape[1] for row in rows), 64), "white")
+        for k, row in enumerate(rows):
+            strip.paste(Image.fromarray(row), (k * row.shape[1], 0))
+        strip.save(self.folder / f"{name}.png")
+
+    def sheet(self) -> Image.Image:
+        """The kept strips under their names, twice their size."""
+        names = ["described", *(f"weight {weight:g}" for weight in WEIGHTS),
+                 *(f"class-guided, scale {scale:g}" for scale in SCALES), "two, untuned words", "two, tuned words"]
+        strips = [Image.open(self.folder / f"{name}.png") for name in names]
+        canvas = Image.new("RGB", (2 * max(strip.width for strip in strips), 146 * len(strips)), "white")
+        for k, (name, strip) in enumerate(zip(names, strips, strict=True)):
+            ImageDraw.Draw(canvas).text((4, 146 * k + 3), name, fill="black")
+            canvas.paste(strip.resize((2 * strip.width, 128), Image.Resampling.LANCZOS), (0, 146 * k + 18))
+        return canvas
+
+
+def table(rows: dict[str, list[dict]]) -> list[str]:
+    """Mean, and smallest to largest of the runs."""
+    columns = list(next(iter(rows.values()))[0])
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, runs in rows.items():
+        cells = []
+        for column in columns:
+            values = [run[column] for run in runs if column in run]
+            spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
