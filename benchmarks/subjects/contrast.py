@@ -27,9 +27,9 @@ from ..pictures.words import WIDTH
 from .narrow import Family
 
 SEED = 20
-PLAN = Plan(steps=700, rate=2e-3, decay=0.6)
+PLAN = Plan(steps=350, rate=2e-3, decay=0.6)
 BATCH, ROWS, VIEWS = 48, 2, 16
-TUNED_STEPS, TUNED_RATE = 300, 1e-2
+TUNED_STEPS, TUNED_RATE = 150, 1e-2
 MASK = torch.ones(64, 64, 1)
 
 

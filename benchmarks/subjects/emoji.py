@@ -21,7 +21,7 @@ from .characters import SIZE, ZOG, draw
 
 HERE = Path(__file__).parent
 CAPTION, CLASS, REQUEST = "a photo of a", "face", "with sunglasses"
-SEEDS, SHOWN, SCALE, SUBJECT_SCALES = 8, 4, 4.0, (1.0, 2.0, 3.0, 4.0)
+SEEDS, SHOWN, SCALE, SUBJECT_SCALES = 6, 6, 4.0, (2.0, 3.0, 4.0)
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--comfyui", default="")
     parser.add_argument("--work", type=Path, default=HERE / "cache" / "emoji")
     parser.add_argument("--out", type=Path, default=HERE / "emoji.jpg")
-    parser.add_argument("--steps", type=int, default=260)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--method", default="LoRA")

@@ -25,7 +25,7 @@ from ..pictures.vae import Decoder
 from .critic import moved
 
 SEED = 19
-PLAN = Plan(steps=1200, rate=3e-3, decay=0.6, weight_decay=0.05)
+PLAN = Plan(steps=800, rate=3e-3, decay=0.6, weight_decay=0.05)
 BATCH, TESTED = 64, 400
 WORN = {"sunglasses": ("sunglasses",), "halo": ("halo",), "hearts": ("heart",), "mask": ("medical mask",),
         "tears": ("tear", "cry"), "hat": ("cowboy",)}
@@ -86,10 +86,10 @@ class Material:
     """
 
     def __init__(self, work: Path):
-        sets = [composed.load(work, name) for name in ("composed", "every")]
-        drawn = torch.cat([pictures for pictures, _ in sets])
+        (of_base, first), (faces, rest) = composed.load(work), composed.load(work, "every")
+        animals = [i for i, each in enumerate(first) if "wears" in each.change]
+        drawn, shown = torch.cat([of_base[animals], faces]), [*(first[i] for i in animals), *rest]
         self.pictures = torch.stack([drawn, decoded(drawn, work)])
-        shown = [each for _, listed in sets for each in listed]
         self.answers = {"worn": torch.tensor([worn(each) for each in shown])} | {
             name: torch.tensor([place(name, each) for each in shown]) for name in ("colour", "shape", "top")}
 

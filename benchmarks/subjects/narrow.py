@@ -33,6 +33,8 @@ from .characters import SIZE
 
 PROMPT, NEW = "a photo of a", re.compile(r"<(\d)>")
 RANK, BATCH, RATE = 16, 4, 1e-3
+SAMPLED = 12
+"""Steps of sampling."""
 
 
 class Family:
@@ -86,7 +88,7 @@ class Family:
         noise = torch.cat([noise_of(seed, (4, 8, 16 if wide else 8)) for seed in seeds]).repeat(count, 1, 1, 1)
         networks = {name: Denoiser(network) for name, network in models.items()}
         with torch.no_grad():
-            return self.vae.decoder(sample(networks, recipe, texts, noise)).clamp(0, 1)
+            return self.vae.decoder(sample(networks, recipe, texts, noise, SAMPLED)).clamp(0, 1)
 
 
 @dataclass(frozen=True)

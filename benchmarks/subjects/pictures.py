@@ -25,13 +25,18 @@ from .characters import MIP, ZOG
 from .narrow import PROMPT, Family, Lesson, Taught, loaded, teach
 
 HERE = Path(__file__).parent
-WEIGHTS, SCALES, RUNS = (0.0, 0.25, 1.0, 4.0), (0.0, 1.0, 2.0, 4.0), (1, 2, 3)
+WEIGHTS, SCALES, RUNS = (0.0, 0.25, 2.0), (1.0, 2.0, 3.0, 4.0), (1, 2, 3)
 """Semantic weights; subject scales of class-guided; seeds of a run of training."""
-STEPS, SCALE, CLASS = 200, 4.0, "face"
+STEPS, SCALE, CLASS = 120, 4.0, "face"
 REQUESTS = {"sunglasses": "with sunglasses", "halo": "with halo", "mask": "with medical mask",
             "hearts": "with heart-eyes"}
 """What the eye is to find -> what is asked for."""
-SEEDS, WIDE_SEEDS, SHOWN = range(100, 106), range(100, 116), 4
+SEEDS, WIDE_SEEDS, SHOWN = range(100, 104), range(100, 110), 4
+SHOWN_PROMPTS = (("red", "round", "ears", "sunglasses"), ("pink", "square", "hair", "mask"),
+                 ("orange", "hexagon", "horns", "hearts"), ("turquoise", "flower", "antennae", "sunglasses"))
+HELD_OUT = (("blue", "round", "antennae", "sunglasses"), ("blue", "square", "antennae", "mask"),
+            ("green", "square", "ears", "sunglasses"), ("green", "hexagon", "horns", "sunglasses"))
+"""Colour, shape, top and what is worn; the base was shown the first four and never a pair of the others."""
 TWO = f"{PROMPT} <0> {CLASS} and <1> {CLASS}"
 
 
@@ -43,8 +48,8 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(chosen.work)
-    one, two = study.one(), study.two()
-    print("\n".join([*table(one | {"words alone": [study.words()]}), "", *table(two)]))
+    base, one, two = study.base(), study.one(), study.two()
+    print("\n".join([*table(base), "", *table(one), "", *table(two)]))
     study.sheet().save(chosen.out / "pictures.jpg", quality=90)
 
 
@@ -88,11 +93,21 @@ class Study:
                                   self.seen(run(), scale, name, seed)))
         return found
 
-    def words(self) -> dict[str, float]:
-        """What words alone draw: the base asked for the character by description."""
-        return self.kept("described", lambda: self.figures(
-            lambda request: self.drawn({"base": self.family.unet}, presets.classifier_free(SCALE),
-                                       {"positive": [f"{PROMPT} {ZOG.described} {request}".strip()]}), "described", 0))
+    def base(self) -> dict[str, list[dict]]:
+        """What the base draws of words alone: of looks that it was shown, and of looks that it was not."""
+        def run(asked: tuple, name: str) -> dict[str, float]:
+            texts = [f"{colour} {shape} face with {top} {REQUESTS[worn]}" for colour, shape, top, worn in asked]
+            drawn = self.drawn({"base": self.family.unet}, presets.classifier_free(SCALE), {"positive": texts})
+            self.keep(name, drawn[::len(SEEDS)])
+            found: dict[str, list[float]] = {}
+            for shown, answers in zip(drawn.split(len(SEEDS)), asked, strict=True):
+                right = dict(zip(("colour", "shape", "top", "worn"), answers, strict=True))
+                for question in (*right, "all"):
+                    wanted = right if question == "all" else {question: right[question]}
+                    found.setdefault(question, []).append(self.eye.share(shown, **wanted))
+            return {question: statistics.mean(shares) for question, shares in found.items()}
+        return {name: [self.kept(name, lambda asked=asked, name=name: run(asked, name))]
+                for name, asked in (("base, shown", SHOWN_PROMPTS), ("base, never shown", HELD_OUT))}
 
     def seen(self, taught: Taught, scale: float | None, name: str, seed: int) -> dict[str, float]:
         """What a run's pictures show; by plain CFG of the tuned model, or class-guided."""
@@ -112,7 +127,7 @@ class Study:
                   "identity, asked": [self.eye.share(shown, **ZOG.looks) for shown in asked.values()],
                   "obedience": [self.eye.share(shown, worn=worn) for worn, shown in asked.items()],
                   "both": [self.eye.share(shown, worn=worn, **ZOG.looks) for worn, shown in asked.items()]}
-        if seed in (0, RUNS[0]):
+        if seed == RUNS[0]:
             self.keep(name, torch.cat([plain[:1], *(shown[:1] for shown in asked.values()), asked["sunglasses"][1:3]]))
         return {key: statistics.mean(values) for key, values in shares.items()}
 
@@ -165,7 +180,7 @@ class Study:
 
     def sheet(self) -> Image.Image:
         """The kept strips under their names, twice their size."""
-        names = ["described", *(f"weight {weight:g}" for weight in WEIGHTS),
+        names = ["base, never shown", *(f"weight {weight:g}" for weight in WEIGHTS),
                  *(f"class-guided, scale {scale:g}" for scale in SCALES), "two, untuned words", "two, tuned words"]
         strips = [Image.open(self.folder / f"{name}.png") for name in names]
         canvas = Image.new("RGB", (2 * max(strip.width for strip in strips), 146 * len(strips)), "white")

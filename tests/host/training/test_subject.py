@@ -241,7 +241,10 @@ def test_starts_from_an_embedding(base, train, folders):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"class_word": "headphone stand"}, "has 2 tokens"), ({"run_name": "my dog"}, "letters, digits and _ only"),
+    ({"class_word": "headphone stand"}, "has 2 tokens"),
+    ({"class_word": "(dog:1.2)"}, "reads some signs as weights"),
+    ({"class_word": "embedding:rex"}, "or names; take one common word"),
+    ({"run_name": "my dog"}, "letters, digits and _ only"),
     ({"run_name": "<new1>"}, "letters, digits and _ only"), ({"class_word": " "}, "class_word is empty"),
     ({"initial_embedding": "none"}, "there is no embedding 'none'")])
 def test_bad_input_is_a_sentence(base, train, changes, words):

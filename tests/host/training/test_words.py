@@ -131,7 +131,7 @@ def test_the_command_line_tunes_the_same_words(tune, stock, vision, tmp_path, mo
 @pytest.mark.parametrize("changes, message", [
     ({"names": "joe"}, "2 subjects, 1 names"), ({"names": "joe, joe"}, "2 subjects, 1 names"),
     ({"names": "joe, <a>"}, "letters, digits and _ only"), ({"nouns": "dog, headphone stand"}, "has 2 tokens"),
-    ({"nouns": "dog, "}, "2 names and 1 nouns")])
+    ({"nouns": "dog, "}, "2 names and 1 nouns"), ({"nouns": "dog, (cat)"}, "reads some signs as weights")])
 def test_bad_input_is_a_sentence(tune, changes, message):
     with pytest.raises(ValueError, match=message):
         tune(**changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -127,7 +128,10 @@ def text_for(clip, settings: SubjectSettings, device: torch.device) -> Trainable
 
 
 def check_class_word(text: TrainableText | FixedPrompts, word: str) -> None:
-    """Refuse what is not one token (ValueError)."""
+    """Refuse what is not one token, or is more than a word to the host: "(dog:1.2)", "embedding:rex" (ValueError)."""
+    if not re.fullmatch(r"[\w' -]+", word):
+        raise ValueError(f"the class word is {word!r}, of which a prompt reads some signs as weights or names; take "
+                         "one common word, such as dog, cat, cup, toy or face.")
     for ids in text.ids(word).values():
         if len(ids) != 1:
             raise ValueError(f"the class word '{word}' has {len(ids)} tokens; take one common word that the text "
