@@ -35,7 +35,10 @@ class Contrast(nn.Module):
     def __init__(self, tokens: Tensor):
         super().__init__()
         self.text = TextEncoder(tokens)
-        self.image = image_encoder()
+        self.image = nn.Sequential(
+            nn.Conv2d(3, 32, 4, 2, 1), nn.SiLU(), nn.GroupNorm(4, 32), nn.Conv2d(32, 64, 4, 2, 1), nn.SiLU(),
+            nn.GroupNorm(8, 64), nn.Conv2d(64, 128, 4, 2, 1), nn.SiLU(), nn.GroupNorm(8, 128),
+            nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Linear(32 * 16, WIDTH))
         self.project = nn.Linear(WIDTH, WIDTH, bias=False)
         self.temperature = nn.Parameter(torch.tensor(2.3))
 
@@ -44,14 +47,6 @@ class Contrast(nn.Module):
         text = self.project(self.text(rows)[torch.arange(len(rows)), at])
         image = self.image(F.avg_pool2d(pictures, 2) * 2 - 1)
         return F.normalize(text, dim=1) @ F.normalize(image, dim=1).T * self.temperature.clamp(max=4.0).exp()
-
-
-def image_encoder() -> nn.Sequential:
-    """Pictures (B, 3, 32, 32) in -1 .. 1 -> features (B, 64)."""
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 4, 2, 1), nn.SiLU(), nn.GroupNorm(4, 32), nn.Conv2d(32, 64, 4, 2, 1), nn.SiLU(),
-        nn.GroupNorm(8, 64), nn.Conv2d(64, 128, 4, 2, 1), nn.SiLU(), nn.GroupNorm(8, 128),
-        nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Linear(32 * 16, WIDTH))
 
 
 def main() -> None:

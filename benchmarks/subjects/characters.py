@@ -18,7 +18,8 @@ class Character:
 
     Attributes:
         name: of its word.
-        colour, shape, top: as ``looks`` answers; with ``kind``, one word, they are its class in words.
+        colour, shape, top: as composed pictures are described.
+        seen: what the eye (``looks``) takes its top for; thin antennae with red ends are horns to it as often as not.
         skin, ink, tip: RGB.
     """
 
@@ -26,13 +27,15 @@ class Character:
     colour: str
     shape: str
     top: str
+    seen: tuple[str, ...]
     skin: tuple[int, int, int]
     ink: tuple[int, int, int]
     tip: tuple[int, int, int]
 
     @property
-    def looks(self) -> dict[str, str]:
-        return {"colour": self.colour, "shape": self.shape, "top": self.top}
+    def looks(self) -> dict[str, str | tuple[str, ...]]:
+        """What the eye is to see."""
+        return {"colour": self.colour, "shape": self.shape, "top": self.seen}
 
     @property
     def described(self) -> str:
@@ -40,8 +43,8 @@ class Character:
         return f"{self.colour} {self.shape} face with {self.top}"
 
 
-ZOG = Character("zog", "blue", "round", "antennae", (70, 140, 240), (25, 35, 70), (230, 50, 60))
-MIP = Character("mip", "green", "square", "ears", (70, 175, 80), (30, 60, 30), (250, 205, 80))
+ZOG = Character("zog", "blue", "round", "antennae", ("antennae", "horns"), (70, 140, 240), (25, 35, 70), (230, 50, 60))
+MIP = Character("mip", "green", "square", "ears", ("ears",), (70, 175, 80), (30, 60, 30), (250, 205, 80))
 
 
 def portrait(who: Character, mouth: str, tilt: float, scale: float) -> Image.Image:

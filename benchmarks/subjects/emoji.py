@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--comfyui", default="")
     parser.add_argument("--work", type=Path, default=HERE / "cache" / "emoji")
     parser.add_argument("--out", type=Path, default=HERE / "emoji.jpg")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=140)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--method", default="LoRA")

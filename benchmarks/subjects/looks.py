@@ -52,12 +52,17 @@ class Looks(nn.Module):
         return {name: answer(features) for name, answer in self.answers.items()}
 
     @torch.no_grad()
-    def share(self, pictures: Tensor, **asked: str) -> float:
-        """The part of the pictures that look as asked in every respect: colour="blue", worn="sunglasses"."""
+    def share(self, pictures: Tensor, **asked: str | tuple[str, ...]) -> float:
+        """The part of the pictures that look as asked in every respect: colour="blue", worn="sunglasses".
+
+        Several answers of which one will do: top=("antennae", "horns").
+        """
         said, right = self(pictures), torch.ones(len(pictures), dtype=torch.bool)
-        for question, answer in asked.items():
-            index = ANSWERS[question].index(answer)
-            right &= said[question][:, index] > 0 if question == "worn" else said[question].argmax(1) == index
+        for question, answers in asked.items():
+            index = [ANSWERS[question].index(each) for each in ((answers,) if isinstance(answers, str) else answers)]
+            found = said[question]
+            right &= (found[:, index] > 0).any(1) if question == "worn" else torch.isin(found.argmax(1),
+                                                                                        torch.tensor(index))
         return float(right.float().mean())
 
 

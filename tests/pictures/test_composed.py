@@ -102,6 +102,7 @@ def test_the_eye_counts_what_is_right_in_every_respect():
     pictures = torch.zeros(4, 3, 64, 64)
     assert eye.share(pictures, colour="blue") == 0.75 and eye.share(pictures, worn="halo") == 0.5
     assert eye.share(pictures, colour="blue", worn="halo") == 0.25
+    assert eye.share(pictures, colour=("blue", "red")) == 1.0  # the fourth is the first colour
 
 
 @pytest.mark.slow
@@ -111,8 +112,8 @@ def test_a_character_of_ones_own_wears_sunglasses(tmp_path):
         pytest.skip("train_composed and benchmarks.subjects.looks were not run here")
     base, eye = narrow.Family(data.WORK / "composed" / "models"), looks.trained(data.WORK)
     lesson = narrow.Lesson.of(base, characters.draw(characters.ZOG, tmp_path))
-    taught = narrow.teach(base, [lesson], [base.row("face")], 0.5, 1, 260)
+    taught = narrow.teach(base, [lesson], [base.row("face")], 0.5, 1, 80)
     asked = {"positive": base.read(["a photo of a <0> face with sunglasses"], taught.rows)[0],
              "class": base.read(["face with sunglasses"])[0], "unconditional": base.read([""])[0]}
-    drawn = base.pictures({"base": base.unet, "tuned": taught.unet}, presets.class_guided(4.0, 3.0), asked, range(8))
+    drawn = base.pictures({"base": base.unet, "tuned": taught.unet}, presets.class_guided(4.0, 2.0), asked, range(4))
     assert eye.share(drawn, worn="sunglasses", **characters.ZOG.looks) > 0.5
