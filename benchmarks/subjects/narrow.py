@@ -32,7 +32,7 @@ from ..pictures.words import END, START, TextEncoder
 from .characters import SIZE
 
 PROMPT, NEW = "a photo of a", re.compile(r"<(\d)>")
-RANK, BATCH, RATE = 16, 4, 2e-3
+RANK, BATCH, RATE = 16, 4, 1e-3
 SAMPLED = 10
 """Steps of sampling."""
 

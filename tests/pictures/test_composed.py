@@ -112,8 +112,11 @@ def test_a_character_of_ones_own_wears_sunglasses(tmp_path):
         pytest.skip("train_composed and benchmarks.subjects.looks were not run here")
     base, eye = narrow.Family(data.WORK / "composed" / "models"), looks.trained(data.WORK)
     lesson = narrow.Lesson.of(base, characters.draw(characters.ZOG, tmp_path))
-    taught = narrow.teach(base, [lesson], [base.row("face")], 0.5, 1, 80)
+    taught = narrow.teach(base, [lesson], [base.row("face")], 0.5, 1, 140)
     asked = {"positive": base.read(["a photo of a <0> face with sunglasses"], taught.rows)[0],
              "class": base.read(["face with sunglasses"])[0], "unconditional": base.read([""])[0]}
-    drawn = base.pictures({"base": base.unet, "tuned": taught.unet}, presets.class_guided(4.0, 2.0), asked, range(4))
-    assert eye.share(drawn, worn="sunglasses", **characters.ZOG.looks) > 0.5
+    models = {"base": base.unet, "tuned": taught.unet}
+    guided = base.pictures(models, presets.class_guided(4.0, 2.5), asked, range(6))
+    plain = base.pictures({"base": taught.unet}, presets.classifier_free(4.0), asked, range(6))
+    both = characters.ZOG.looks | {"worn": "sunglasses"}
+    assert eye.share(guided, **both) > 0.5 > eye.share(plain, **both)
