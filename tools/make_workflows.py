@@ -5,6 +5,7 @@
 
 The real frontend of a ComfyUI (found as the tests find it) makes each graph out of its API file, and its server the
 pictures of the thumbnails on the small models of benchmarks/pictures (templates/shown.py).
+Workflows with nodes of other packs are written where ``GCFG_OTHER_PACKS`` names a folder with checkouts of these.
 """
 
 import argparse
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from PIL import Image
 
 from harness.find import PACK, find_host
+from harness.packs import PACKS, checkout, needed, pack_of
 from harness.server.browser import browse
 from harness.server.serve import serve
 from harness.workflow import provide_images
@@ -33,7 +35,8 @@ HOST_VERSION = "0.3.64"  # the oldest ComfyUI that the workflows run on
 FOLDERS = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models", "lora_name": "loras",
            "control_net_name": "controlnet", "concept_name": "concept_models", "clip_name": "clip_vision",
            "clip_file": "text_encoders", "photomaker_model_name": "photomaker",
-           "clip_name1": "text_encoders", "clip_name2": "text_encoders", "vae_name": "vae"}
+           "clip_name1": "text_encoders", "clip_name2": "text_encoders", "vae_name": "vae",
+           "ipadapter_file": "ipadapter", "model_name": "animatediff_models"}
 
 
 def stamp(graph: dict, workflow: Workflow, version: str) -> dict:
@@ -41,8 +44,7 @@ def stamp(graph: dict, workflow: Workflow, version: str) -> dict:
     for node in graph["nodes"]:
         if node["type"] == "MarkdownNote":
             continue
-        ours = is_ours(node)
-        node["properties"] |= {"cnr_id": "gcfg" if ours else "comfy-core", "ver": version if ours else HOST_VERSION}
+        node["properties"] |= dict(zip(("cnr_id", "ver"), origin(node, version), strict=True))
         models = [{"name": name, "url": SOURCES[name][1], "directory": directory(name, node["type"])}
                   for name in node.get("widgets_values", []) if name in SOURCES]
         if models:
@@ -54,6 +56,14 @@ def stamp(graph: dict, workflow: Workflow, version: str) -> dict:
             "inputs": [[numbers[node], widget] for node, widget in workflow.app.inputs],
             "outputs": [numbers[node] for node in workflow.app.outputs]}}
     return graph
+
+
+def origin(node: dict, version: str) -> tuple[str, str]:
+    """The pack that a node of a graph is of, by its id in the registry, and that pack's version."""
+    if is_ours(node):
+        return "gcfg", version
+    other = pack_of(node["type"])
+    return (other.cnr_id, other.version) if other else ("comfy-core", HOST_VERSION)
 
 
 def directory(name: str, kind: str) -> str:
@@ -118,12 +128,16 @@ def main() -> None:
         parser.error(f"there is no workflow {', '.join(map(repr, unknown))}; titles begin with their number.")
     version = re.search(r'^version = "(.+)"$', (PACK / "pyproject.toml").read_text(), re.MULTILINE)[1]
     chosen = [workflow for workflow in WORKFLOWS if not titles or workflow.title in titles]
+    folders = {pack: folder for pack in PACKS if (folder := checkout(pack))}
+    for workflow in [workflow for workflow in chosen if not {*needed(workflow.kinds())} <= {*folders}]:
+        chosen.remove(workflow)
+        print(f"{workflow.title}: left as it is, GCFG_OTHER_PACKS names no folder with its pack")
     host = find_host()
     with tempfile.TemporaryDirectory(prefix="gcfg-workflows-") as base:
         place_files(Path(base), host)
         if models_are_here():
             write_models(Path(base) / "models")
-        with serve(host, Path(base)) as server, browse(server) as frontend:
+        with serve(host, Path(base), packs=[*folders.values()]) as server, browse(server) as frontend:
             for workflow in chosen:
                 write(frontend, workflow, PACK / "workflows", version, runner(server) if models_are_here() else None)
                 print(workflow.title, flush=True)

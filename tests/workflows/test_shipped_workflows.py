@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from harness.find import PACK
+from harness.packs import needed, pack_of
 
 FOLDER = PACK / "workflows"
 TITLES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -27,6 +28,11 @@ def maker():
 
 def graph(title):
     return json.loads((FOLDER / f"{title}.json").read_text())
+
+
+def note_of(title):
+    (note,) = (node for node in graph(title)["nodes"] if node["type"] == "MarkdownNote")
+    return note["widgets_values"][0]
 
 
 def test_files_are_those_of_the_generator(maker):
@@ -49,10 +55,17 @@ def test_stamps(title):
     for node in graph(title)["nodes"]:
         if node["type"] == "MarkdownNote":
             continue
-        ours = node["type"].startswith("GCFG")
-        assert node["properties"]["cnr_id"] == ("gcfg" if ours else "comfy-core")
+        ours, other = node["type"].startswith("GCFG"), pack_of(node["type"])
+        assert node["properties"]["cnr_id"] == ("gcfg" if ours else other.cnr_id if other else "comfy-core")
         assert re.fullmatch(r"\d+\.\d+\.\d+", node["properties"]["ver"])
         assert not ours or node["properties"]["ver"] == VERSION
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_other_packs_are_named_in_the_note(title):
+    """And what else a workflow holds is the host's own or ours, which tests/host/server shows by running it."""
+    for pack in needed(node["type"] for node in graph(title)["nodes"]):
+        assert f"Needs the pack *{pack.folder}*" in note_of(title)
 
 
 @pytest.mark.parametrize("title", TITLES)
@@ -63,14 +76,14 @@ def test_named_model_files_have_a_source_or_are_the_users_own(title, maker):
             if isinstance(name, str) and name.endswith(".safetensors"):
                 assert name in models or "faces" in name or name.startswith("my_")
         for model in models.values():
-            assert model["url"].startswith("https://") and model["url"].endswith(model["name"])
+            renamed = f"saved as *{model['name']}*" in note_of(title)
+            assert model["url"].startswith("https://") and (model["url"].endswith(model["name"]) or renamed)
             assert model["directory"] in maker.FOLDERS.values()
 
 
 @pytest.mark.parametrize("title", TITLES)
 def test_note_says_in_three_lines_what_it_does_and_what_to_load(title):
-    (note,) = (node for node in graph(title)["nodes"] if node["type"] == "MarkdownNote")
-    lines = note["widgets_values"][0].split("\n\n")
+    lines = note_of(title).split("\n\n")
     assert len(lines) == 3
     assert "Load" in lines[1]
 

@@ -41,7 +41,8 @@ def trial(host: Path | None, options: argparse.Namespace) -> int:
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         chosen = load(options)
-        large = {} if options.checkpoint else {name: workflows.too_large(graph) for name, graph in chosen.items()}
+        large = {name: workflows.foreign(graph) or (workflows.too_large(graph) if not options.checkpoint else "")
+                 for name, graph in chosen.items()}
         without = [Made(name, [], note=f"{LEFT_OUT}: {reason}") for name, reason in large.items() if reason]
         graphs, models = prepare(options, {name: graph for name, graph in chosen.items() if not large.get(name)})
         record = Record(options.output, host)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .models.files import ModelFiles
+from .packs import needed, pack_of
 
 # The input of a loader node that names a file, and the field of ``ModelFiles`` that takes its place.
 _LOADERS = {
@@ -18,6 +19,8 @@ _LOADERS = {
     "control_net_name": "controlnet",
     "concept_name": "concept",
     "clip_file": "full_clip",
+    "ipadapter_file": "ip_adapter",
+    "model_name": "motion",
 }
 # Nodes whose files are large in every form that the host takes.
 _LARGE = {"PhotoMakerLoader": "it needs an SDXL checkpoint and PhotoMaker, which have no small form"}
@@ -37,6 +40,24 @@ def too_large(workflow: dict) -> str:
     if "UNETLoader" in kinds(workflow) and not loads_a_checkpoint(workflow):
         return "it loads the files of its family, which have no small form here"
     return next((reason for kind, reason in _LARGE.items() if kind in kinds(workflow)), "")
+
+
+def foreign(workflow: dict) -> str:
+    """Which other packs a workflow needs; empty for none."""
+    names = " and ".join(pack.folder for pack in needed(kinds(workflow)))
+    return names and f"it needs the pack {names}"
+
+
+def without_other_packs(workflow: dict) -> dict:
+    """A copy without the nodes of other packs: what took a model from one takes the model that went into it."""
+    dropped = {key for key, node in workflow.items() if pack_of(node["class_type"])}
+
+    def source(value):
+        while isinstance(value, list) and value[0] in dropped:
+            value = workflow[value[0]]["inputs"]["model"]
+        return value
+    return {key: node | {"inputs": {name: source(value) for name, value in node["inputs"].items()}}
+            for key, node in workflow.items() if key not in dropped}
 
 
 def kinds(workflow: dict) -> set[str]:
@@ -61,6 +82,26 @@ def stock(prompt: str = "a cat", seed: int = 1) -> dict:
         "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
         "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "stock"}},
     }
+
+
+def canonical(api: dict) -> list[str]:
+    """A workflow in API format whatever its node numbers and the order of its nodes, to compare."""
+
+    def describe(key):
+        node = api[key]
+        inputs = node["inputs"]
+        if node["class_type"] == "GCFGGuidanceStack":  # older hosts, whose inputs do not grow, send unused rows along
+            rows = int(inputs["guidances"])
+            inputs = {name: value for name, value in inputs.items()
+                      if not name.startswith("guidances.") or int(name.rpartition("_")[2]) <= rows}
+        return [node["class_type"], {name: plain(value) for name, value in inputs.items()}]
+
+    def plain(value):
+        if isinstance(value, list):
+            return [describe(value[0]), value[1]]
+        return int(value) if isinstance(value, float) and value.is_integer() else value  # JavaScript has one number
+
+    return sorted(json.dumps(describe(key), sort_keys=True) for key in api)
 
 
 def loads_a_checkpoint(graph: dict) -> bool:

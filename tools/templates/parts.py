@@ -31,6 +31,9 @@ class Workflow(NamedTuple):
     def nodes(self) -> dict[str, Node]:
         return {name: node for column in self.columns.values() for name, node in column.items()}
 
+    def kinds(self) -> set[str]:
+        return {node.kind for node in self.nodes().values()}
+
 
 BASE = "v1-5-pruned-emaonly-fp16.safetensors"
 CONCEPT = "concept_faces.safetensors"
@@ -44,6 +47,8 @@ SUBJECT, SECOND_SUBJECT = "my_dog.safetensors", "my_cat.safetensors"
 CONTROLNET = "control_v11p_sd15_canny_fp16.safetensors"
 FULL_CLIP = "model.safetensors"
 SDXL, PHOTOMAKER = "sd_xl_base_1.0.safetensors", "photomaker-v1.bin"
+IP_ADAPTER, IMAGE_ENCODER = "ip-adapter-plus_sd15.safetensors", "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
+MOTION = "v3_sd15_mm.ckpt"
 
 Z_IMAGE = ("z_image_bf16.safetensors", "qwen_3_4b.safetensors", "ae.safetensors")
 QWEN = ("qwen_image_fp8_e4m3fn.safetensors", "qwen_2.5_vl_7b_fp8_scaled.safetensors", "qwen_image_vae.safetensors")
@@ -77,6 +82,10 @@ SOURCES = {
                  + CONTROLNET),
     SDXL: ("checkpoints", "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/" + SDXL),
     PHOTOMAKER: ("photomaker", "https://huggingface.co/TencentARC/PhotoMaker/resolve/main/" + PHOTOMAKER),
+    IP_ADAPTER: ("ipadapter", "https://huggingface.co/h94/IP-Adapter/resolve/main/models/" + IP_ADAPTER),
+    IMAGE_ENCODER: ("clip_vision",
+                    "https://huggingface.co/h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors"),
+    MOTION: ("animatediff_models", "https://huggingface.co/guoyww/animatediff/resolve/main/" + MOTION),
     FULL_CLIP: ({"CLIPVisionLoader": "clip_vision", "GCFGTuneWords": "text_encoders"},
                 "https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/" + FULL_CLIP),
     PIXEL_ART: ("loras", "https://huggingface.co/artificialguybr/pixelartredmond-1-5v-pixel-art-loras-for-sd-1-5/resolve/"

@@ -73,7 +73,8 @@ SUBJECTS = [
         "Two Subjects",
         "**Two of your own in one picture, each itself.** Every subject is a guidance, where its mask is.\n\n"
         "Load a base checkpoint and two subjects' LoRAs (**models/loras**), and name their words in the prompts.\n\n"
-        "The prompt of the whole picture composes it; each subject adds what is its own, on its side.",
+        "The base places both (to **end_percent** 0.3), then each draws its own side. What they share, \"on a sofa\", "
+        "stands in every prompt.",
         {
             "Models": {
                 "base": checkpoint(),
@@ -95,13 +96,13 @@ SUBJECTS = [
                 "right": Node("InvertMask", {"mask": ("left", 0)}, "Right half"),
             },
             "Guidances": {
-                "itself": guidance("First subject", 4.0, model=("first", 0), conditioning=("dog", 0),
-                                   mask=("left", 0), reference="custom", reference_conditioning=("whole", 0)),
+                "both": guidance("The base places both", 7.5, conditioning=("whole", 0), end_percent=0.3),
+                "itself": guidance("First subject", 4.0, guidance=("both", 0), model=("first", 0),
+                                   conditioning=("dog", 0), mask=("left", 0), start_percent=0.3),
                 "other": guidance("Second subject", 4.0, guidance=("itself", 0), model=("second", 0),
-                                  conditioning=("cat", 0), mask=("right", 0), reference="custom",
-                                  reference_conditioning=("whole", 0)),
+                                  conditioning=("cat", 0), mask=("right", 0), start_percent=0.3),
             },
-            "Sampling": {"sampler": sampler(positive=("whole", 0), concept_scale=0.0, control_scale=7.5,
+            "Sampling": {"sampler": sampler(positive=("whole", 0), concept_scale=0.0, control_scale=0.0,
                                             guidance=("other", 0))},
             "Image": images("two subjects"),
         },

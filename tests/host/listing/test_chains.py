@@ -9,6 +9,7 @@ import nodes
 import pytest
 import torch
 import torch.nn.functional as F
+from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras import nodes_custom_sampler as custom
 
 from gcfg_pack.gcfg.attention.regions import blended
@@ -113,6 +114,54 @@ def test_class_first_subject_later(tiny, base, text):
         return null + 2.5 * (whole - null) + subject
     assert relative(result, euler(plain, step, tiny.latent(), scheduler="normal")) < CLOSE
     assert [rows for _, rows in calls][0] == 2 and [rows for _, rows in calls][-1] == 3
+
+
+def with_picture(model, seed):
+    """IP-Adapter's decoupled attention (arXiv 2308.06721, eq. 5) to a picture's tokens, for positive rows alone."""
+    tokens = torch.randn((2, 1, 4, 64), generator=torch.Generator().manual_seed(seed))
+
+    def both(q, k, v, options):
+        found, kinds = optimized_attention(q, k, v, options["n_heads"]), options["cond_or_uncond"]
+        rows = torch.tensor([kind == 0 for kind in kinds]).repeat_interleave(len(q) // len(kinds))
+        keys, values = tokens[..., :q.shape[-1]].expand(2, len(q), -1, -1)
+        return found + rows.view(-1, 1, 1) * optimized_attention(q, keys, values, options["n_heads"])
+    clone = model.clone()
+    clone.set_model_attn2_replace(both, "middle", 0)
+    return clone
+
+
+def test_image_prompts_each_on_a_guidance_of_its_own(tiny, base, text):
+    """MIP-Adapter, InstantID, FACT, PhotoVerse: a picture's part of the prompt in its place, the base left clean."""
+    left, right = halves()
+    links = [refined(with_picture(base, 8), WHOLE, text, left), refined(with_picture(base, 9), WHOLE, text, right)]
+    result = sampled(base, text, links, tiny)
+    plain, one, two = tiny.sd15(1), with_picture(tiny.sd15(1), 8), with_picture(tiny.sd15(1), 9)
+
+    def step(x, sigma):
+        null, whole = (denoised(plain, x, text[key], sigma) for key in (NULL, WHOLE))
+        return (null + 2.5 * (whole - null) + cells(left) * 1.5 * (denoised(one, x, text[WHOLE], sigma) - whole)
+                + cells(right) * 1.5 * (denoised(two, x, text[WHOLE], sigma) - whole))
+    assert relative(result, euler(plain, step, tiny.latent())) < CLOSE
+    assert relative(result, sampled(base, text, [], tiny)) > 1e-2
+
+
+def test_an_identity_net_that_reads_the_face(tiny, base, text):
+    """InstantID (arXiv 2401.07519): attention to a face, and a ControlNet that reads it, on one guidance."""
+    image = torch.rand((1, 64, 64, 3), generator=torch.manual_seed(1))
+    person, _ = nodes.ControlNetApplyAdvanced().apply_controlnet(
+        text[FIRST], text[NULL], tiny.controlnet(), image, 0.8, 0.0, 1.0)
+    person[0][1]["cross_attn_controlnet"] = text[SECOND][0][0]
+    without = [[person[0][0], {k: v for k, v in person[0][1].items() if k != "cross_attn_controlnet"}]]
+    link = Link(model=with_picture(base, 8), conditioning=person, scale=1.5, reference="custom",
+                reference_conditioning=text[WHOLE])
+    result = sampled(base, text, [link], tiny)
+    plain, own = tiny.sd15(1), with_picture(tiny.sd15(1), 8)
+
+    def step(x, sigma, person=person):
+        null, whole = (denoised(plain, x, text[key], sigma) for key in (NULL, WHOLE))
+        return null + 2.5 * (whole - null) + 1.5 * (denoised(own, x, person, sigma) - whole)
+    assert relative(result, euler(plain, step, tiny.latent())) < CLOSE
+    assert relative(result, euler(plain, lambda x, sigma: step(x, sigma, without), tiny.latent())) > 1e-3
 
 
 def test_controlnet_of_one_subject_with_a_personal_lora(tiny, base, text):

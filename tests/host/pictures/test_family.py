@@ -6,7 +6,7 @@ import torch
 from harness.find import PACK, load_package
 
 load_package("benchmarks", PACK / "benchmarks")
-from benchmarks.pictures import expand, host, measure, sampling, shipped, words
+from benchmarks.pictures import expand, host, sampling, shipped, words
 from gcfg.miniature import recipes
 from gcfg_pack.gcfg.host.concepts.concept import CONCEPT
 from gcfg_pack.gcfg.nulltext.formats.identify import Kind
@@ -15,19 +15,6 @@ if not (shipped.MODELS / "lora.safetensors").is_file():
     pytest.skip("the shipped weights are not in this checkout (benchmarks/pictures/models)", allow_module_level=True)
 
 PROMPTS = ["smiling face with sunglasses noto", "", "a word that nobody knows", "Crying CAT, flat"]
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    files = expand.expand(folder)
-    assert set(files) == set(expand.FILES) and all(path.is_file() for path in files.values())
-    return host.Family.load(folder)
-
-
-@pytest.fixture(scope="module")
-def narrow():
-    return measure.Narrow.load(shipped.MODELS)
 
 
 def test_the_stock_text_node_gives_what_training_saw(family, narrow):

@@ -28,6 +28,8 @@ class ModelFiles(NamedTuple):
     controlnet: str
     concept: str = ""
     full_clip: str = ""
+    ip_adapter: str = ""
+    motion: str = ""
 
 
 NAMES = ModelFiles("tiny_sd15.ckpt", "tiny_concept.ckpt", "tiny_lora.safetensors", "tiny_control.pth",
@@ -46,7 +48,8 @@ def write_models(models: Path, seed: int = 0) -> ModelFiles:
                "text_encoders")
     whole = full_clip(seed)
     contents = (checkpoint(seed), unet(seed + 1), lora(seed + 2), controlnet(seed + 3), adapter(seed + 4), whole, whole)
-    for folder, name, weights in zip(folders, (*NAMES, NAMES.full_clip), contents, strict=True):
+    names = [name for name in (*NAMES, NAMES.full_clip) if name]
+    for folder, name, weights in zip(folders, names, contents, strict=True):
         path = models / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
@@ -56,10 +59,14 @@ def write_models(models: Path, seed: int = 0) -> ModelFiles:
     return NAMES
 
 
-def checkpoint(seed: int) -> dict[str, torch.Tensor]:
-    """UNet, text encoder and autoencoder under the names of a Stable Diffusion 1.5 checkpoint."""
+def checkpoint(seed: int, network: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """UNet, text encoder and autoencoder under the names of a Stable Diffusion 1.5 checkpoint.
+
+    Args:
+        network: the UNet's weights; without any those of ``unet``.
+    """
     text = overlapping(shapes.clip_l(), seed)
-    weights = {f"model.diffusion_model.{name}": tensor for name, tensor in unet(seed).items()}
+    weights = {f"model.diffusion_model.{name}": tensor for name, tensor in (network or unet(seed)).items()}
     weights |= {f"cond_stage_model.{name}": tensor for name, tensor in text.items()}
     return weights | {f"first_stage_model.{name}": tensor for name, tensor in autoencoder(seed).items()}
 
@@ -94,15 +101,31 @@ def autoencoder(seed: int) -> dict[str, torch.Tensor]:
     return weights
 
 
-def lora(seed: int, rank: int = 4) -> dict[str, torch.Tensor]:
-    """A LoRA of low rank on every attention projection of ``unet``."""
+def lora(seed: int, rank: int = 4, table: shapes.Shapes | None = None, only: str = ".attn") -> dict[str, torch.Tensor]:
+    """A LoRA of low rank on every attention projection of ``unet``, or of the UNet of ``table``.
+
+    Args:
+        only: what the names of its layers contain.
+    """
     weights = {}
-    for name, shape in shapes.unet().items():
-        if ".attn" in name and len(shape) == 2:
+    for name, shape in (table or shapes.unet()).items():
+        if only in name and len(shape) == 2:
             key = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
             weights[f"{key}.lora_up.weight"] = draw(f"{key}.up", (shape[0], rank), seed)
             weights[f"{key}.lora_down.weight"] = draw(f"{key}.down", (rank, shape[1]), seed)
             weights[f"{key}.alpha"] = torch.tensor(float(rank))
+    return weights
+
+
+def ip_adapter(seed: int, tokens: int = 4) -> dict[str, torch.Tensor]:
+    """An IP-Adapter for ``unet`` in its smallest form, that reads what CLIP-L says of a picture."""
+    weights = {"image_proj.proj.weight": draw("proj", (tokens * shapes.TEXT, shapes.TEXT), seed),
+               "image_proj.proj.bias": torch.zeros(tokens * shapes.TEXT),
+               "image_proj.norm.weight": torch.ones(shapes.TEXT), "image_proj.norm.bias": torch.zeros(shapes.TEXT)}
+    for n in range(16):  # one after each attention to the text of the whole UNet; this one has fewer
+        for kind in "kv":
+            name = f"ip_adapter.{2 * n + 1}.to_{kind}_ip.weight"
+            weights[name] = draw(name, (shapes.WIDTH, shapes.TEXT), seed)
     return weights
 
 

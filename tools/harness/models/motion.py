@@ -10,9 +10,10 @@ from pathlib import Path
 import comfy.supported_models
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from safetensors.torch import save_file
 
 from . import tiny
-from .files import overlapping
+from .files import ModelFiles, checkpoint, lora, overlapping
 from .shapes import Shapes
 from .weights import draw, pass_input_through, rewritten
 
@@ -28,13 +29,40 @@ _UNET = {
 
 def sd15(seed: int = 0, width: int = _WIDTHS[0]):
     """A ``ModelPatcher`` with the blocks of Stable Diffusion 1.5, attention to the text in the first level only."""
-    config = comfy.supported_models.SD15(_UNET | {"model_channels": width})
-    table = {name: tuple(tensor.shape) for name, tensor in
-             UNetModel(**config.unet_config, device=torch.device("meta")).state_dict().items()}
+    return tiny.loaded(_config(width), unet(seed, width), torch.float32)
+
+
+def unet(seed: int = 0, width: int = _WIDTHS[0]) -> dict[str, torch.Tensor]:
+    """The weights of ``sd15``."""
+    table = unet_shapes(width)
     weights = overlapping(table, seed)
     weights |= {name: draw(name, table[name], seed) for name in rewritten(table)}
     pass_input_through(weights)
-    return tiny.loaded(config, weights, torch.float32)
+    return weights
+
+
+def unet_shapes(width: int = _WIDTHS[0]) -> Shapes:
+    network = UNetModel(**_config(width).unet_config, device=torch.device("meta"))
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def _config(width: int):
+    return comfy.supported_models.SD15(_UNET | {"model_channels": width})
+
+
+def write_models(models: Path, seed: int = 0) -> ModelFiles:
+    """Write a checkpoint of the UNet, a subject's LoRA on its keys and values, and a motion module below ``models``."""
+    names = ModelFiles("wide_sd15.ckpt", "", "wide_subject.safetensors", "", motion="motion_v3.ckpt")
+    places = [models / folder / name for folder, name in (
+        ("checkpoints", names.checkpoint), ("loras", names.lora), ("animatediff_models", names.motion))]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(checkpoint(seed, unet(seed)), places[0])
+    subject = {name: tensor for name, tensor in lora(seed + 1, table=unet_shapes(), only=".attn2.to_").items()
+               if "_to_k." in name or "_to_v." in name}
+    save_file(subject, places[1])
+    write_motion_module(places[2], seed=seed + 2)
+    return names
 
 
 def write_motion_module(path: Path, frames: int = 32, seed: int = 0, picture: bool = False) -> None:

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,20 +126,22 @@ class Server:
 
 @contextmanager
 def serve(
-    host: Path, base: Path | None = None, cpu: bool = True, options: tuple[str, ...] = (), timeout: float = 240
+    host: Path, base: Path | None = None, cpu: bool = True, options: tuple[str, ...] = (), timeout: float = 240,
+    packs: Sequence[Path] = (),
 ) -> Iterator[Server]:
     """A server of the ComfyUI in ``host``, ready for work; it ends with the block.
 
     ``base`` is the folder for models, inputs and outputs; without one it is temporary and removed. ``options`` are
-    further command line options of the host.
+    further command line options of the host, ``packs`` folders of other packs beside this one.
     """
     temporary = None if base else Path(tempfile.mkdtemp(prefix="gcfg-comfyui-"))
     base = base or temporary
     for name in _FOLDERS:
         (base / name).mkdir(parents=True, exist_ok=True)
-    link = base / "custom_nodes" / "gcfg"
-    if not link.is_symlink():
-        link.symlink_to(PACK, target_is_directory=True)
+    for name, folder in (("gcfg", PACK), *((pack.name, pack) for pack in packs)):
+        link = base / "custom_nodes" / name
+        if not link.is_symlink():
+            link.symlink_to(folder, target_is_directory=True)
     port = _free_port()
     command = [sys.executable, str(host / "main.py"), "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--disable-api-nodes", "--disable-auto-launch", "--base-directory", str(base)]
