@@ -66,6 +66,15 @@ def test_a_subject_that_is_the_base_changes_nothing(tiny, base, text, twin, name
     assert relative(sampled(*CHAINS[name](tiny, text, twin)), sampled()) < 2e-5
 
 
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_picture_is_the_same_in_a_batch(tiny, base, text, name):
+    """The first picture of a batch has the noise that it has alone."""
+    tuned = comfy.sd.load_lora_for_models(base, None, tiny.lora(base, 3), 1.0, 0.0)[0]
+    alone, both = (gcfg(base, text["whole"], text["null"], tiny.latent(batch=count), control_scale=CONTROL,
+                        links=CHAINS[name](tiny, text, tuned)) for count in (1, 2))
+    assert relative(both[:1], alone) < 2e-5 < 1e-2 < relative(both[:1], both[1:])
+
+
 def test_personalization_guidance_of_the_base_is_cfg(tiny, base, text, twin):
     """Chain H: whatever the reference between the two is."""
     for weight in (0.0, 0.4):
