@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -18,14 +18,34 @@ from ..pictures.expand import CHARACTER_FILES, FILES
 from ..pictures.labels import CHARACTERS, Character
 
 SCALE = 4.0
-"""Of classifier-free guidance by the stock KSampler, and of the prompt of both in ``refined``."""
+"""Of classifier-free guidance by the stock KSampler, and of the prompt of both."""
 DOMAIN, SHARE = 2.0, 2.4
 """Of a character measured from the base's unconditional, which takes less than from its own; from the prompt of both,
 0.6 of that one's scale as in the workflow Two LoRAs."""
 CLASS, EXTRA = 3.0, 2.5
 """Class-guided: of the class, and of the character measured from it. All were chosen on pictures of one character."""
+BEGIN = 0.3
+"""The part of the sampling that the base has for itself, where it places the heads; chosen on pairs of ``choice``."""
 WIDTH, STEPS = 2 * host.SIZE, 12
 Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How masked guidances put two characters into a picture.
+
+    Args:
+        feather: of the masks, pixels.
+        begin: the part of the sampling that belongs to the base under the prompt of both, before the characters act.
+        scale: of each character.
+        whole: the prompt of both leads to the end, and each character is measured from it; from the base's
+            unconditional without.
+    """
+
+    feather: float = 0.0
+    begin: float = 0.0
+    scale: float = DOMAIN
+    whole: bool = False
 
 
 def half(side: int) -> Tensor:
@@ -76,15 +96,23 @@ class World:
         """Both LoRAs on one MODEL, one prompt."""
         return self._stock(self._both(pair), self.whole(pair), self.text(""), seed)
 
-    def hooks(self, pair: Pair, seed: int) -> dict:
-        """The core's nodes: Create Hook LoRA, Cond Pair Set Props with a mask, combined."""
+    def hooks(self, pair: Pair, seed: int, begin: float = 0.0) -> dict:
+        """The core's nodes: Create Hook LoRA, Cond Pair Set Props with a mask, combined.
+
+        Args:
+            begin: as of ``Setting``, by Timesteps Range.
+        """
         from comfy_extras.nodes_hooks import CreateHookLora, PairConditioningCombine, PairConditioningSetProperties
 
         sides = [PairConditioningSetProperties().set_properties(
             self.text(CHARACTERS[name].label), self.text(""), 1.0, "default", mask=half(side),
-            hooks=CreateHookLora().create_hook(Path(CHARACTER_FILES[name]).name, 1.0, 0.0)[0])
-            for side, name in enumerate(pair)]
+            hooks=CreateHookLora().create_hook(Path(CHARACTER_FILES[name]).name, 1.0, 0.0)[0],
+            timesteps=(begin, 1.0) if begin else None) for side, name in enumerate(pair)]
         positive, negative = PairConditioningCombine().combine(*sides[0], *sides[1])
+        if begin:
+            before = PairConditioningSetProperties().set_properties(
+                self.whole(pair), self.text(""), 1.0, "default", timesteps=(0.0, begin))
+            positive, negative = PairConditioningCombine().combine(positive, negative, *before)
         return self._stock(self.model, positive, negative, seed)
 
     def coupled(self, pair: Pair, seed: int) -> dict:
@@ -93,14 +121,20 @@ class World:
         model = coupled_attention(self._both(pair), texts, [half(side) for side in (0, 1)])
         return self._stock(model, self.text(CHARACTERS[pair[0]].label), self.text(""), seed)
 
-    def masked(self, pair: Pair, seed: int) -> dict:
-        """Ours: a guidance for each character, with its mask, measured from the unconditional."""
-        return self._guided(self._each(pair, DOMAIN), None, seed)
+    def masked(self, pair: Pair, seed: int, setting: Setting = Setting()) -> dict:
+        """Ours: a guidance for each character, with its mask; before it the base may place two heads."""
+        from gcfg_pack.nodes.attention import GCFGBlendMasks
 
-    def refined(self, pair: Pair, seed: int) -> dict:
-        """Ours, as in the workflows of two subjects: measured from the base under the prompt of both, which leads."""
-        links = self._each(pair, SHARE, reference="custom", reference_conditioning=self.whole(pair))
-        return self._guided(links, self.whole(pair), seed)
+        whole, links, reference = self.whole(pair), (), {}
+        if setting.whole:
+            reference = {"reference": "custom", "reference_conditioning": whole}
+        elif setting.begin:
+            links = _guidance(links, SCALE, end=setting.begin, conditioning=whole)
+        masks = GCFGBlendMasks.execute(half(0), half(1), setting.feather).result
+        for mask, name in zip(masks, pair, strict=False):
+            links = _guidance(links, setting.scale, setting.begin, model=self.tuned[name], mask=mask,
+                              conditioning=self.text(CHARACTERS[name].label), **reference)
+        return self._guided(links, whole if setting.whole else None, seed)
 
     def class_guided(self, pair: Pair, seed: int) -> dict:
         """Ours, class-guided: the base draws the class on each side, the character adds what differs from it."""
@@ -119,13 +153,6 @@ class World:
         import nodes
 
         return nodes.CLIPTextEncode().encode(self.clip, prompt)[0]
-
-    def _each(self, pair: Pair, scale: float, **reference) -> tuple:
-        links: tuple = ()
-        for side, name in enumerate(pair):
-            links = _guidance(links, scale, model=self.tuned[name], conditioning=self.text(CHARACTERS[name].label),
-                              mask=half(side), **reference)
-        return links
 
     def _guided(self, links: tuple, positive: list | None, seed: int) -> dict:
         from gcfg_pack.nodes.sampling import GCFGKSampler
@@ -153,7 +180,11 @@ class World:
 
 METHODS: dict[str, Callable[[World, Pair, int], dict]] = {
     "merged LoRAs": World.merged, "core's hooks, masks": World.hooks, "attention-coupled prompts": World.coupled,
-    "ours": World.masked, "ours, from the whole": World.refined, "ours, class-guided": World.class_guided}
+    "core's hooks, the base first": partial(World.hooks, begin=BEGIN),
+    "ours": World.masked, "ours, soft masks": partial(World.masked, setting=Setting(feather=16.0)),
+    "ours, the base first": partial(World.masked, setting=Setting(begin=BEGIN)),
+    "ours, from the whole": partial(World.masked, setting=Setting(scale=SHARE, whole=True)),
+    "ours, class-guided": World.class_guided}
 
 
 def coupled_attention(model, texts: list[Tensor], masks: list[Tensor]):
@@ -190,10 +221,11 @@ def coupled_attention(model, texts: list[Tensor], masks: list[Tensor]):
     return clone
 
 
-def _guidance(links: tuple, scale: float, reference: str = "unconditional", **sockets) -> tuple:
+def _guidance(links: tuple, scale: float, begin: float = 0.0, end: float = 1.0, reference: str = "unconditional",
+              **sockets) -> tuple:
     from gcfg_pack.nodes.guidance import GCFGGuidance
 
-    return GCFGGuidance.execute(scale, 0.0, 1.0, reference, guidance=links, **sockets).result[0]
+    return GCFGGuidance.execute(scale, begin, end, reference, guidance=links, **sockets).result[0]
 
 
 def _empty(width: int) -> dict:

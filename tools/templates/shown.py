@@ -107,9 +107,9 @@ SHOWN: dict[str, Shown | Card] = {
         says("glossy face halo", "named") | says("smiling face with halo", "class")
         | {"preset": {"scale": 3.0, "scale_2": 1.0}, "subject": GLOSSY} | sampled(concept_scale=0.75)),
     "Two Subjects": Shown((Panel("both subjects", file=BLEEDING, box=(6, 16, 134, 80)),
-                           Panel("each itself, together", file=BLEEDING, box=(676, 16, 804, 80)))),
+                           Panel("each itself, together", file=BLEEDING, box=(1078, 16, 1206, 80)))),
     "Two LoRAs, Regions from Words": Shown((Panel("merged", file=BLEEDING, box=(274, 156, 402, 220)),
-                                            Panel("each in its region", file=BLEEDING, box=(676, 156, 804, 220)))),
+                                            Panel("each in its region", file=BLEEDING, box=(810, 156, 938, 220)))),
     "A Learned Word, Refined from its Class": Shown(
         (Panel("class", {"refine": {"scale": 0.0}}), Panel("+ the learned word")),
         says("crying cat") | says("crying cat noto", "word")),
@@ -124,6 +124,8 @@ SHOWN: dict[str, Shown | Card] = {
     "App - Picture of a Concept": Shown((Panel("App: star-struck"),), says("star-struck")),
     "App - Translate a Picture": Shown((PICTURE, Panel("App: translated")), says("loudly crying face")),
     "App - Stylize a Concept": Shown((Panel("App: a style"),), says("flat") | sampled(seed=1)),
+    "IP-Adapter on a Guidance, Base Clean": Card("IP-Adapter", "on a guidance, base clean"),
+    "A Personalized Video": Card("Personalized\nvideo", "your subject + AnimateDiff"),
     "Tune Concept Words": Card("Tune words", "apart, before training"),
     "A Tuned Model on a Picture's Noise": Shown((PICTURE, Panel("from its own noise")), says("loudly crying face")),
     "PhotoMaker, Refined from the Class": Card("PhotoMaker", "refined from the class"),
