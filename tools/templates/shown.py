@@ -124,8 +124,6 @@ SHOWN: dict[str, Shown | Card] = {
     "App - Picture of a Concept": Shown((Panel("App: star-struck"),), says("star-struck")),
     "App - Translate a Picture": Shown((PICTURE, Panel("App: translated")), says("loudly crying face")),
     "App - Stylize a Concept": Shown((Panel("App: a style"),), says("flat") | sampled(seed=1)),
-    "IP-Adapter on a Guidance, Base Clean": Card("IP-Adapter", "on a guidance, base clean"),
-    "A Personalized Video": Card("Personalized\nvideo", "your subject + AnimateDiff"),
     "Tune Concept Words": Card("Tune words", "apart, before training"),
     "A Tuned Model on a Picture's Noise": Shown((PICTURE, Panel("from its own noise")), says("loudly crying face")),
     "PhotoMaker, Refined from the Class": Card("PhotoMaker", "refined from the class"),
@@ -134,7 +132,7 @@ SHOWN: dict[str, Shown | Card] = {
     "Flux and a LoRA, Distilled": Card("FLUX", "distilled: base towards LoRA"),
     "Wan and a LoRA as the Concept": Card("Wan", "video: base + LoRA, one copy"),
     "IP-Adapter on a Guidance, Base Clean": Card("IP-Adapter", "on a guidance, base clean"),
-    "A Personalized Video": Card("Video", "your subject, in motion"),
+    "A Personalized Video": Card("Personalized\nvideo", "your subject + AnimateDiff"),
     "The Paper's Settings, Exactly": Shown((Panel("base", {"guidance": {"scale": 0.0}}), Panel("arXiv 2312.08195")),
                                            says("winking face")),
 }
