@@ -5,6 +5,7 @@ import json
 import urllib.parse
 import urllib.request
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -62,6 +63,8 @@ def test_makes_an_image_with_a_transformer_and_its_text_encoder(server, title):
     files = transformers.family_of(read(title))
     if files.diffusion_model not in server.request("/object_info")["UNETLoader"]["input"]["required"]["unet_name"][0]:
         pytest.skip(f"this ComfyUI has no {files.config}")
+    if psutil.virtual_memory().available < 14 * 2**30:
+        pytest.skip("this takes up to 12 GB of memory")
     check(server, transformers.adapt(read(title), files, encoders.write(server.base, files.name)), timeout=1800)
 
 
