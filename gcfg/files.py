@@ -11,7 +11,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -94,7 +94,7 @@ def clear_remains(folder: str | os.PathLike, older_than: float = 0.0) -> None:
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
-                  checked: bool = False) -> None:
+                  checked: bool = False, read: Callable[[str], Tensor] | None = None) -> None:
     """Write a safetensors file in one step, tensor by tensor, so that no second copy of all weights is needed.
 
     The library's own writer goes through a temporary file that a killed process leaves behind under a random name, and
@@ -103,6 +103,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
     Args:
         tensors: on any device.
         checked: add "crc" to the metadata, the CRC-32 of header and tensors, see ``crc_of``.
+        read: gives a tensor by its key, where those of ``tensors`` have nothing but their shape and type.
     """
     order = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))  # every tensor aligned to its type
     entries, position = {}, 0
@@ -118,7 +119,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
         file.write(header)
         crc = zlib.crc32(header[8:])
         for key in order:
-            content = tensors[key].detach().cpu().contiguous().reshape(-1)
+            content = (read or tensors.__getitem__)(key).detach().cpu().contiguous().reshape(-1)
             if content.numel():
                 view = memoryview(content.view(torch.uint8).numpy())
                 file.write(view)

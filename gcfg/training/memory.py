@@ -22,6 +22,8 @@ class Plan:
         ema_on_cpu: keep the moving average in the machine's memory.
         resident: bytes of a LoRA's frozen base that stay on the GPU; what exceeds them waits in the machine's memory
             and is copied layer by layer where it is used. None for all of it.
+        compiled: compile the transformer blocks.
+        shard: cut the weights over the processes, see ``weights.shards``.
     """
 
     micro_batch: int = 4
@@ -30,6 +32,8 @@ class Plan:
     checkpointing: bool = False
     ema_on_cpu: bool = False
     resident: int | None = None
+    compiled: bool = False
+    shard: bool = False
 
 
 RESIDENT = 2 / 3
@@ -42,16 +46,17 @@ PRESETS = {
 }
 
 
-def plan(settings: Settings, available: int | None = None, has_8_bit: bool = True) -> Plan:
+def plan(settings: Settings, available: int | None = None, has_8_bit: bool = True, processes: int = 1) -> Plan:
     """The plan of a run.
 
     Args:
         settings: what the preset says is overridden by settings that are not "auto".
         available: bytes of the GPU for "auto"; None where there is no GPU.
         has_8_bit: whether bitsandbytes is there; without it a preset takes Adafactor in place of 8-bit AdamW.
+        processes: that train; one alone has all the weights.
 
     Raises:
-        SettingsError: fused backward cannot run with these settings.
+        SettingsError: fused backward, or cut weights, cannot run with these settings.
     """
     size = available
     if settings.memory != "auto":
@@ -66,6 +71,12 @@ def plan(settings: Settings, available: int | None = None, has_8_bit: bool = Tru
     optimizer = preset.optimizer if settings.optimizer == "auto" else settings.optimizer
     if optimizer == "adamw 8-bit" and settings.optimizer == "auto" and not has_8_bit:
         optimizer = "adafactor"
+    if settings.shard and settings.method != "full":
+        raise SettingsError(f"shard cuts the weights that the method full trains; the base of {settings.method} is "
+                            "frozen and every process has it whole: switch shard off.")
+    shard = settings.shard and processes > 1
+    if shard and settings.optimizer == "auto":
+        optimizer = "adamw"
     if settings.fused_backward and 0 < settings.micro_batch < settings.batch:
         raise SettingsError("fused_backward keeps no gradients, so a step must be one micro-batch: set micro_batch to "
                             "the batch, or switch fused_backward off.")
@@ -76,4 +87,4 @@ def plan(settings: Settings, available: int | None = None, has_8_bit: bool = Tru
         optimizer,
         preset.checkpointing if settings.checkpointing == "auto" else settings.checkpointing == "on",
         preset.ema_on_cpu if settings.ema_device == "auto" else settings.ema_device == "cpu",
-        None if size is None else int(RESIDENT * size))
+        None if size is None else int(RESIDENT * size), settings.compile, shard)

@@ -15,14 +15,16 @@ SCHEDULES = ("constant", "cosine")
 TIMESTEPS = ("uniform", "logit-normal")
 OPTIMIZERS = ("auto", "adamw", "adamw 8-bit", "adafactor", "lion", "prodigy")
 PRECISIONS = ("auto", "float32", "bfloat16")
+EMA_PRECISIONS = ("float32", "bfloat16")
 MEMORY = ("auto", "24 GB", "16 GB", "12 GB", "8 GB")
 _CHOICES = {"method": METHODS, "crop": CROPS, "schedule": SCHEDULES, "timesteps": TIMESTEPS,
             "optimizer": OPTIMIZERS, "precision": PRECISIONS,
-            "memory": MEMORY, "checkpointing": ("auto", "on", "off"), "ema_device": ("auto", "model", "cpu")}
+            "memory": MEMORY, "checkpointing": ("auto", "on", "off"), "ema_device": ("auto", "model", "cpu"),
+            "ema_precision": EMA_PRECISIONS}
 FREE = {"target_steps", "save_every", "keep", "export_every", "preview_every", "preview_prompt", "preview_steps",
-         "preview_scales", "preview_count", "held_out_every",
-         "memory", "learning_rate", "schedule", "warm_up", "gradient_clip", "micro_batch", "checkpointing",
-         "ema_device", "optimizer", "precision", "folder", "checkpoint", "output", "comfyui", "tensorboard"}
+        "preview_scales", "preview_count", "held_out_every", "memory", "learning_rate", "schedule", "warm_up",
+        "gradient_clip", "micro_batch", "checkpointing", "ema_device", "ema_precision", "compile", "shard", "optimizer",
+        "precision", "folder", "checkpoint", "output", "comfyui", "tensorboard"}
 """Settings that may change when a run goes on."""
 
 
@@ -65,6 +67,10 @@ class Settings:
         undistill: guidance that was distilled into the base (Flux.1 dev, about 3.5), kept in training; 0 for others.
         repeats: how often pictures of sub-folders count in an epoch, such as "close_ups = 3, sketches = 2".
         optimizer, precision, micro_batch, checkpointing, ema_device: "auto" or 0 as the memory preset says.
+        ema_precision: "bfloat16" keeps the average in half the memory, and half the space in every save.
+        compile: compile the blocks with torch.compile, which needs a C++ compiler, on NVIDIA also Triton.
+        shard: with torchrun, cut weights, average and optimizer state over the processes (FSDP2), for the method
+            "full" on weights that do not fit one GPU.
         fused_backward: update each weight as soon as its gradient is there; one micro-batch, clipped per tensor.
         tensorboard: write events for TensorBoard where that package is installed.
         checkpoint, output, comfyui: of the command line: file of the base model, folder of the run folders, and the
@@ -110,6 +116,9 @@ class Settings:
     micro_batch: int = 0
     checkpointing: str = "auto"
     ema_device: str = "auto"
+    ema_precision: str = "float32"
+    compile: bool = False
+    shard: bool = False
     fused_backward: bool = False
     tensorboard: bool = True
     checkpoint: str = ""

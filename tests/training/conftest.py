@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gcfg.training.data import dataset
 from gcfg.training.losses.objectives import DiffusionLoss
 from gcfg.training.memory import plan
-from gcfg.training.run import continuation, state
+from gcfg.training.run import continuation, distributed, state
 from gcfg.training.run.folder import RunFolder
 from gcfg.training.run.loop import Training
 from gcfg.training.run.task import Task
@@ -87,7 +87,8 @@ def make(tmp_path, pictures):
         newest = state.latest(folder.states)
         before = newest.notes if newest else {}
         training, held_out = dataset.split(latents, settings.held_out, settings.seed, before.get("held_out", ()))
-        planned = continuation.resolved(plan(settings, None, optimizers.has_8_bit()), settings, before)
+        wanted = plan(settings, None, optimizers.has_8_bit(), distributed.world())
+        planned = continuation.resolved(wanted, settings, before)
         run = Training(task, training, held_out, settings, planned, folder, watch)
         run.resume(newest)
         return run

@@ -24,7 +24,7 @@ class StopAfter(Watch):
     def progress(self, step, steps, loss):
         self.at = step
 
-    def preview(self, step):
+    def preview(self, step, weights):
         self.previews.append(step)
 
 
@@ -201,7 +201,7 @@ def test_previews_use_the_average_and_are_due_at_the_end(make):
 
 def test_interruption_of_a_preview_saves_too(make):
     class Interrupted(Watch):
-        def preview(self, step):
+        def preview(self, step, weights):
             raise KeyboardInterrupt
     run = make("run", Interrupted(), preview_every=2)
     with pytest.raises(KeyboardInterrupt):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ...nulltext.formats import checkpoint
 from ...training.data import dataset
@@ -53,15 +55,18 @@ class Export:
         self.base, self.place, self.settings, self.latents, self.form = base, place, settings, latents, form
         self.trained_on = trained_on
 
-    def write(self, step: int) -> None:
+    def write(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """The concept model of a step as files for this pack and, of a LoRA, for the host's own loader.
+
+        Args:
+            weights: under the names of the form's ``parameters``.
 
         Raises:
             OSError: they could not be written; the state is saved all the same.
         """
         dtype = {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(self.base.model_dtype(), "fp16")
         try:
-            for suffix, content in self.form.files(self.form.parameters, self._made_by(step), dtype).items():
+            for suffix, content in self.form.files(weights, self._made_by(step), dtype).items():
                 checkpoint.write(self.file.with_stem(self.settings.run_name + suffix), *content)
             every = self.settings.export_every
             if every and step % every == 0:
@@ -71,9 +76,9 @@ class Export:
             raise OSError(f"the concept model could not be written to {self.place.path} ({error.strerror or error}); "
                           f"the state of step {step} is saved. Free some space and start again.") from error
 
-    def model(self, step: int) -> ModelPatcher:
-        """The concept MODEL as it is now, after ``step`` steps."""
-        return self.form.concept(self.form.parameters, self._made_by(step))
+    def model(self, step: int, weights: Mapping[str, Tensor]) -> ModelPatcher:
+        """The concept MODEL after ``step`` steps."""
+        return self.form.concept(weights, self._made_by(step))
 
     def _made_by(self, step: int) -> str:
         return (f"trained: {step} steps on {self.trained_on} pictures, batch {self.settings.batch}, "

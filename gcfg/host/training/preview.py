@@ -76,11 +76,11 @@ class Preview(Watch):
         self.begins, self.interrupted, self.progress, self.tell = (
             watch.begins, watch.interrupted, watch.progress, watch.tell)
 
-    def preview(self, step: int) -> None:
+    def preview(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Sample, save and show; a run goes on if that fails, but an interruption ends it."""
         try:
             with torch.inference_mode():
-                picture = self._picture(step)
+                picture = self._picture(step, weights)
             with files.replacing(self.folder.previews / f"step_{step:08}.jpg", durable=False) as file:
                 picture.save(file, format="JPEG", quality=90)
         except comfy.model_management.InterruptProcessingException:
@@ -95,8 +95,8 @@ class Preview(Watch):
         if hasattr(self.watch, "show"):
             self.watch.show(step, self.settings.target_steps, picture)
 
-    def _picture(self, step: int) -> Image.Image:
-        concept, scales = self.trainable.concept(self.trainable.parameters, ""), self.settings.concept_scales()
+    def _picture(self, step: int, weights: Mapping[str, Tensor]) -> Image.Image:
+        concept, scales = self.trainable.concept(weights, ""), self.settings.concept_scales()
         rows = []
         for prompt in self.settings.prompts():
             columns = [self._sample(concept, prompt, scale) for scale in scales]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,9 +38,12 @@ from .preview import Preview
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has made: the concept MODEL, the run's folder, its history (see ``folder.COLUMNS``), steps done."""
+    """What a run has made: the concept MODEL, the run's folder, its history (see ``folder.COLUMNS``), steps done.
 
-    model: ModelPatcher
+    Only the first process has the MODEL.
+    """
+
+    model: ModelPatcher | None
     folder: RunFolder
     history: Tensor
     step: int
@@ -98,12 +102,12 @@ class _Watching(Preview):
         super().__init__(*args)
         self.export, self.written = export, -1
 
-    def saved(self, step: int) -> None:
+    def saved(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """A usable model after every save; if only that fails, the run goes on."""
         if not step:
             return
         try:
-            self.export.write(step)
+            self.export.write(step, weights)
             self.written = step
         except OSError as error:
             logging.warning("GCFG: %s", error)
@@ -118,9 +122,12 @@ def _train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, 
     check_conditioning(base, prompts[""], "Train Concept Model")
     before, notes = newest.notes if newest else {}, _notes(base, images, prompts[""])
     continuation.check_inputs(before, notes, settings.run_name)
-    plan = continuation.resolved(memory.plan(settings, _available(device), optimizers.has_8_bit()), settings, before)
+    plan = continuation.resolved(
+        memory.plan(settings, _available(device), optimizers.has_8_bit(), distributed.world()), settings, before)
     if distributed.rank() == 0:
         place.begin(settings)
+        if settings.shard and not plan.shard:
+            watch.tell("shard does nothing here: without torchrun this process has all the weights.")
     training, held_out = dataset.split(images.latents.found, settings.held_out, settings.seed,
                                        before.get("held_out", ()))
     training = dataset.repeated(training, settings.times())
@@ -136,10 +143,12 @@ def _train(base: ModelPatcher, clip, images: ConceptImages, settings: Settings, 
     run.resume(newest)
     newest = None
     run.run()
-    with run.average.applied():
-        if distributed.rank() == 0 and run.step not in (0, watching.written):
-            export.write(run.step)
-        model = export.model(run.step)
+    model = None
+    with run.averaged() as weights:
+        if distributed.rank() == 0:
+            if run.step not in (0, watching.written):
+                export.write(run.step, weights)
+            model = export.model(run.step, weights)
     return Outcome(model, place, run.record.table(), run.step)
 
 

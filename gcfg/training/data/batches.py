@@ -86,10 +86,10 @@ class Loader:
         batch = self.order.at(step)
         return [self.latents[batch[place]].file for place in places]
 
-    def groups(self, step: int, size: int) -> list[list[int]]:
-        """The places of a step's batch that this process computes, in micro-batches of at most ``size``."""
+    def groups(self, step: int, size: int, rank: int | None = None) -> list[list[int]]:
+        """The places of a step's batch that a process (this one) computes, in micro-batches of at most ``size``."""
         batch = self.order.at(step)
-        mine = range(distributed.rank(), len(batch), distributed.world())
+        mine = range(distributed.rank() if rank is None else rank, len(batch), distributed.world())
         return micro_batches({place: self.latents[batch[place]].shape for place in mine}, size)
 
     def samples(self, step: int, group: Sequence[int]) -> Samples:

@@ -34,7 +34,7 @@ def joined(cuda: bool) -> Iterator[None]:
     if environment.processes() == 1:
         yield
         return
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from ..data.batches import Loader
 from ..data.dataset import Latent, LatentsGone
 from ..memory import Plan
 from ..randomness import draw
 from ..settings import Settings
+from ..weights import shards
 from ..weights.average import Average
 from ..weights.optimizers import Optimizer
 from ..weights.schedule import Schedule
@@ -55,7 +57,8 @@ class Training:
         self.loader = Loader(latents, settings, task.device)
         self.optimizer = Optimizer(task.parameters, plan.optimizer, settings.weight_decay, settings.seed,
                                    settings.fused_backward)
-        self.average = Average(task.parameters, settings.ema_decay if settings.ema else 0.0, plan.ema_on_cpu)
+        self.average = Average(task.parameters, settings.ema_decay if settings.ema else 0.0, plan.ema_on_cpu,
+                               getattr(torch, settings.ema_precision), settings.seed)
         self.stepper = Stepper(task, self.loader, self.optimizer, settings, plan)
 
     def resume(self, newest: State | None) -> None:
@@ -72,7 +75,7 @@ class Training:
             raise state.StateError(f"the state of step {newest.step} belongs to another model; choose another "
                                    "run_name.")
         for name, parameter in self.task.parameters.items():
-            parameter.copy_(newest.parameters[name])
+            shards.own(parameter).copy_(shards.rows_of(newest.parameters[name], parameter))
         self.average.load(newest.average)
         self.optimizer.load(newest.optimizer)
         self.step = self.saved_at = newest.step
@@ -115,8 +118,8 @@ class Training:
         try:
             yield
         except Exception as error:
-            if distributed.rank() > 0 and not self.stepper.together:
-                where = "The run goes on from its last save."  # which the first process knows
+            if (distributed.rank() > 0 or self.stepper.cut) and not self.stepper.together:
+                where = "The run goes on from its last save."  # this process cannot save, or does not know it
             elif self.stepper.whole:
                 where = f"The state of step {self.step} is saved ({self.save()})."
             else:
@@ -140,16 +143,26 @@ class Training:
             self.watch.progress(self.step, s.target_steps, loss)
         if self.step % s.save_every == 0:
             self.save()
-        if first and s.preview_every and (last or self.step % s.preview_every == 0):
+        if s.preview_every and (last or self.step % s.preview_every == 0):
             self._preview()
 
     def _preview(self) -> None:
-        try:
-            with self.average.applied():
-                self.watch.preview(self.step)
-        except BaseException:  # interrupted while sampling; the weights are whole again by now
+        stopped = None
+        with self.averaged() as weights:
+            try:
+                if distributed.rank() == 0:
+                    self.watch.preview(self.step, weights)
+            except BaseException as error:  # interrupted while sampling
+                stopped = error
+        if distributed.any_of(stopped is not None, self.task.device):
             self.save()
-            raise
+            raise stopped or KeyboardInterrupt
+
+    @contextmanager
+    def averaged(self) -> Iterator[Mapping[str, Tensor]]:
+        """Within, the weights are the averaged ones; the first process may read them by name, see ``shards.whole``."""
+        with self.average.applied(), shards.whole(self.average.exported(), self.task.parameters) as weights:
+            yield weights
 
     def optimize(self) -> tuple[float, float, float]:
         """One optimizer step: its loss, the norm of its gradient, its learning rate."""
@@ -175,26 +188,45 @@ class Training:
         return float(total) / (len(self.held_out) * HELD_OUT_LEVELS)
 
     def save(self) -> str:
-        """Write the state unless this step's is there; its file. The first process does it, the others go on."""
-        place = state.path_of(self.folder.states, self.step)
-        if distributed.rank() != 0 or self.saved_at == self.step:
+        """Write the state unless this step's is there; its file. The first process does it.
+
+        The others go on, or give it their rows of weights that are cut.
+        """
+        place, first = state.path_of(self.folder.states, self.step), distributed.rank() == 0
+        if self.saved_at == self.step or not (first or self.stepper.cut):
             return str(place)
         now = self._state()
-        spoilt = state.broken(now)
-        if spoilt:
-            raise Diverged(f"'{spoilt}' is not finite after step {self.step}, which is not saved; the run goes on "
-                           f"{self._goes_on()}. Lower learning_rate.")
-        try:
-            state.save(self.folder.states, now, self.settings.keep)
-        except Exception as error:
-            why = getattr(error, "strerror", None) or error
-            raise OSError(f"the state of step {self.step} could not be written ({why}). Free some space and start "
-                          f"again: the run goes on {self._goes_on()}.") from error
+        self._agree(self._refusal(state.broken(now)))
+        failure = None
+        with shards.whole(now.tensors(), now.weights(self.task.parameters)) as whole:
+            try:
+                if first:
+                    state.save(self.folder.states, now, self.settings.keep, whole)
+            except Exception as error:
+                why = getattr(error, "strerror", None) or error
+                failure = OSError(f"the state of step {self.step} could not be written ({why}). Free some space and "
+                                  f"start again: the run goes on {self._goes_on()}.")
+                failure.__cause__ = error
+        self._agree(failure)
         self.saved_at = self.step
-        self.record.draw()
-        with self.average.applied():
-            self.watch.saved(self.step)
+        if first:
+            self.record.draw()
+        with self.averaged() as weights:
+            if first:
+                self.watch.saved(self.step, weights)
         return str(place)
+
+    def _refusal(self, spoilt: str | None) -> Diverged | None:
+        return spoilt and Diverged(f"'{spoilt}' is not finite after step {self.step}, which is not saved; the run "
+                                   f"goes on {self._goes_on()}. Lower learning_rate.")
+
+    def _agree(self, failure: Exception | None) -> None:
+        """Raise a failure, in all processes if it takes all of them to save."""
+        if self.stepper.cut and distributed.any_of(failure is not None, self.task.device):
+            self.stepper.together = True
+            raise failure or RuntimeError("the state could not be saved; see the message of another process.")
+        if failure:
+            raise failure
 
     def _state(self) -> State:
         latents = [*self.loader.latents, *self.held_out]
@@ -203,12 +235,15 @@ class Training:
                  "cosine": self.schedule.notes(), "threads": torch.get_num_threads(),
                  "pictures": sorted({latent.content for latent in latents}),
                  "held_out": sorted({latent.content for latent in self.held_out})}
-        return State(self.step, {n: p.detach() for n, p in self.task.parameters.items()}, self.average.values,
+        return State(self.step, {n: shards.own(p) for n, p in self.task.parameters.items()}, self.average.values,
                      self.optimizer.tensors(), self.task.features, self.record.table(), notes)
 
     def _size(self) -> int:
-        return max(state.size(self._state()), state.size(State(0, self.task.parameters, self.average.values))
-                   + self.optimizer.size())
+        """About how many bytes a state takes once every weight was updated."""
+        now = self._state()
+        forms = shards.Whole(now.tensors(), now.weights(self.task.parameters)).forms()
+        begun = state.size({name: form for name, form in forms.items() if name.startswith("optimizer/")})
+        return state.size(forms) + max(0, self.optimizer.size() - begun)
 
     def _goes_on(self) -> str:
         return "from the beginning" if self.saved_at is None else f"from step {self.saved_at}"

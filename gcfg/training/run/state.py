@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ... import files as atomic
 from ...nulltext.formats import checkpoint
+from ..weights.shards import Whole
 
 VERSION = "2"
 _NAME = re.compile(r"step_(\d{8})\.state")
@@ -44,7 +45,15 @@ class State:
     history: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
     notes: Mapping[str, object] = field(default_factory=dict)
 
+    def weights(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that tensors of a state belong to, by the names of these."""
+        owners = {f"optimizer/{key}": parameters[name] for key in self.optimizer
+                  if (name := key.rpartition("/")[0]) in parameters}
+        return owners | {f"{part}/{name}": parameters[name] for part in ("parameters", "average")
+                         for name in getattr(self, part)}
+
     def tensors(self) -> dict[str, Tensor]:
+        """All of it by "<part>/<name>"."""
         found = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(self, part).items()}
         return found | {"history": self.history}
 
@@ -53,14 +62,18 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08}.state"
 
 
-def save(folder: Path, state: State, keep: int = 2) -> Path:
+def save(folder: Path, state: State, keep: int = 2, whole: Whole | None = None) -> Path:
     """Write a state beside the earlier ones, then delete all but the newest ``keep``; OSError leaves those as they are.
 
     The file is a safetensors file with a CRC-32 of all that is in it.
+
+    Args:
+        whole: the tensors of the state, where it has but this process's rows of them.
     """
     path = path_of(folder, state.step)
     metadata = {"version": VERSION, "step": str(state.step), "notes": json.dumps(dict(state.notes))}
-    atomic.write_tensors(path, state.tensors(), metadata, checked=True)
+    tensors, read = (whole.forms(), whole.__getitem__) if whole else (state.tensors(), None)
+    atomic.write_tensors(path, tensors, metadata, checked=True, read=read)
     for old in files(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
@@ -129,9 +142,9 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*.state") if _NAME.fullmatch(path.name))
 
 
-def size(state: State) -> int:
-    """About how many bytes its file has."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.tensors().values())
+def size(tensors: Mapping[str, Tensor]) -> int:
+    """About how many bytes a file of them has."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def broken(state: State) -> str | None:

@@ -13,6 +13,7 @@ from ..data.batches import Loader
 from ..data.dataset import Latent
 from ..memory import Plan
 from ..settings import Settings
+from ..weights import shards
 from ..weights.optimizers import Optimizer, gradient_norm
 from . import distributed
 from .task import Diverged, OutOfMemory, Task, is_out_of_memory
@@ -29,13 +30,18 @@ class Stepper:
 
     Attributes:
         micro_batch: pictures computed at a time; halved once when memory runs out.
+        cut: whether the processes share the weights, see ``shards``.
         whole: False while some weights are of this step and some of the next: then nothing may be saved.
         together: True once a step has failed in all processes at the same place.
     """
 
     def __init__(self, task: Task, loader: Loader, optimizer: Optimizer, settings: Settings, plan: Plan):
+        self.cut = any(map(shards.is_cut, task.parameters.values()))
         if settings.fused_backward and distributed.world() > 1:
             raise ValueError("fused_backward works in one process only; switch it off for torchrun.")
+        if self.cut and settings.batch < distributed.world():
+            raise ValueError(f"with shard every process needs a picture of each batch; set batch to "
+                             f"{distributed.world()} or more, or start fewer processes.")
         self.task, self.loader, self.optimizer, self.settings = task, loader, optimizer, settings
         self.planned = self.micro_batch = plan.micro_batch
         self.whole, self.together = True, False
@@ -51,10 +57,9 @@ class Stepper:
         self.whole, norm = True, math.nan
         try:
             if self.settings.fused_backward:
-                loss = self._fused(step, rate)
+                loss = float(self._fused(step, rate).sum()) / self.settings.batch
             else:
-                loss = self._backward_in_memory(step)
-                norm = self._clip(step)
+                loss, norm = self._clip(step, self._backward_in_memory(step))
                 self.whole = False
                 self.optimizer.step(step, rate)
         except Exception as error:
@@ -65,20 +70,36 @@ class Stepper:
         self.whole = True
         return loss, norm
 
-    def _clip(self, step: int) -> float:
-        """Sum the gradients over the processes and limit their norm; the norm before."""
-        parameters, limit = self.task.parameters.values(), self.settings.gradient_clip
-        distributed.sum_gradients(parameters)
-        norm = float(gradient_norm(parameters))
-        if not math.isfinite(norm):
-            self.together = True
-            raise Diverged(f"the gradient of step {step + 1} is not finite.")
-        if limit and norm > limit:
-            for gradient in (p.grad for p in parameters if p.grad is not None):  # layers that the task does not reach
-                gradient.mul_(limit / (norm + 1e-6))
-        return norm
+    def _clip(self, step: int, losses: Tensor) -> tuple[float, float]:
+        """Sum loss and gradients over the processes and limit the gradients' norm; the mean loss and the norm before.
 
-    def _backward_in_memory(self, step: int) -> float:
+        The device is waited for once, here.
+        """
+        parameters, limit = self.task.parameters.values(), self.settings.gradient_clip
+        loss = distributed.total(losses.sum()) / self.settings.batch
+        if not self.cut:
+            distributed.sum_gradients(parameters)
+        gradients = [shards.own(p.grad) for p in parameters if p.grad is not None]
+        norm = gradient_norm(gradients)
+        if self.cut:
+            norm = distributed.total(norm.square()).sqrt()
+        loss, norm = torch.stack([loss, norm]).tolist()
+        if not math.isfinite(loss + norm):
+            self.together = True
+            self._check(step, self._places(step), losses)
+            raise Diverged(f"the {'gradient' if math.isfinite(loss) else 'loss'} of step {step + 1} is not finite.")
+        if limit and norm > limit:
+            torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+        return loss, norm
+
+    def _check(self, step: int, places: Sequence[int], losses: Tensor) -> None:
+        """Diverged if losses are not finite, with the pictures at these places of the batch."""
+        broken = [place for place, fine in zip(places, torch.isfinite(losses).tolist(), strict=True) if not fine]
+        if broken:
+            raise Diverged(f"the loss of step {step + 1} is not finite on "
+                           f"{', '.join(self.loader.files(step, broken[:5]))}.")
+
+    def _backward_in_memory(self, step: int) -> Tensor:
         """``_backward``, and the first time that memory runs out again with half the micro-batch."""
         try:
             return self._backward(step)
@@ -97,13 +118,13 @@ class Stepper:
         raise OutOfMemory(f"out of memory at step {step + 1} with micro-batches of {self.micro_batch} "
                           f"({failure[:200]}).")
 
-    def _fused(self, step: int, rate: float) -> float:
+    def _fused(self, step: int, rate: float) -> Tensor:
         """Forward and backward pass in which every weight is updated, its gradient checked and clipped by itself."""
         limit = self.settings.gradient_clip
 
         def hook(name: str):
             def update(parameter: nn.Parameter) -> None:
-                norm = float(gradient_norm([parameter]))
+                norm = float(gradient_norm([parameter.grad]))
                 if not math.isfinite(norm):
                     raise Diverged(f"the gradient of '{name}' in step {step + 1} is not finite.")
                 if limit and norm > limit:
@@ -122,30 +143,46 @@ class Stepper:
             for handle in hooks:
                 handle.remove()
 
-    def _backward(self, step: int) -> float:
-        """Gradients of this process's share of the batch; the mean loss over the whole batch.
+    def _backward(self, step: int) -> Tensor:
+        """Gradients of this process's share of the batch; the losses (n,) of its pictures, in the order of ``_places``.
 
-        A failure in one process is one in all of them, so that the first one can save.
+        A failure in one process is one in all of them, so that the first one can save; but processes that share the
+        weights can only end, because the others wait for theirs in the middle of the network.
         """
-        total, broken, failure = torch.zeros((), device=self.task.device), None, None
+        found, failure = [torch.zeros(0, device=self.task.device)], None
         try:
-            for group in self.loader.groups(step, self.micro_batch):
+            for group, weight in self._turns(step):
                 losses = losses_of(self.task, *self.loader.samples(step, group))
-                finite = torch.isfinite(losses.detach())
-                if not finite.all():
-                    broken = self.loader.files(step, [group[i] for i in (~finite).nonzero().flatten().tolist()])
-                    break
-                (losses.sum() / self.settings.batch).backward()
-                total += losses.detach().sum() / self.settings.batch
+                if self.settings.fused_backward:
+                    self._check(step, group, losses)
+                (losses.sum() * weight).backward()
+                if weight:
+                    found.append(losses.detach())
         except Exception as error:
+            if self.cut:
+                raise
             failure = error
-        if distributed.any_of(failure is not None, self.task.device):
+        if not self.cut and distributed.any_of(failure is not None, self.task.device):
             self.together = True
             raise failure or RuntimeError("another process of this run has failed; see its message.")
-        if distributed.any_of(broken is not None, self.task.device):
-            self.together = True
-            raise Diverged(f"the loss of step {step + 1} is not finite on {', '.join((broken or ['?'])[:5])}.")
-        return float(distributed.total(total))
+        return torch.cat(found)
+
+    def _turns(self, step: int) -> list[tuple[list[int], float]]:
+        """This process's micro-batches, and what their losses count.
+
+        Processes that share the weights must all compute equally many: a repeated one counts nothing.
+        """
+        size, processes = self.micro_batch, distributed.world()
+        groups = self.loader.groups(step, size)
+        if not self.cut:
+            return [(group, 1.0 / self.settings.batch) for group in groups]
+        most = max(len(self.loader.groups(step, size, rank)) for rank in range(processes))
+        own = [(group, processes / self.settings.batch) for group in groups]  # FSDP2 takes the mean over processes
+        return own + [(groups[0], 0.0)] * (most - len(groups))
+
+    def _places(self, step: int) -> list[int]:
+        """The places in the batch of this process's pictures, in the order in which they are computed."""
+        return [place for group in self.loader.groups(step, self.micro_batch) for place in group]
 
     def _drop_gradients(self) -> None:
         for parameter in self.task.parameters.values():

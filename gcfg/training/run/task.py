@@ -54,11 +54,11 @@ class Watch:
     def progress(self, step: int, steps: int, loss: float) -> None:
         """After every step."""
 
-    def preview(self, step: int) -> None:
-        """When a preview is due; within, the weights are the averaged ones."""
+    def preview(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """When a preview is due, with the averaged weights; within, those in training are these too."""
 
-    def saved(self, step: int) -> None:
-        """After every save of the state; within, the weights are the averaged ones."""
+    def saved(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """After every save of the state, with the averaged weights; within, those in training are these too."""
 
     def tell(self, text: str) -> None:
         """What a person should know."""

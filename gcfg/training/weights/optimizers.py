@@ -1,20 +1,22 @@
 """Optimizers for weights in float32 or bfloat16.
 
-Weights in float32 share an optimizer. Those in bfloat16 have one each, so that a step needs the float32 form of one
-weight only; and so have all in a fused backward pass, which updates a weight as soon as its gradient is there.
+Weights in float32 share an optimizer. Those in bfloat16 are updated in groups, so that a step needs the float32 form of
+a few of them at a time only; in a fused backward pass each is updated as soon as its gradient is there.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..randomness import seed_of
 from ..settings import SettingsError
+from . import shards
+from .rounding import stochastic_round
 
 
 def has_8_bit() -> bool:
@@ -27,6 +29,10 @@ PACKAGES = {"adamw 8-bit": ("bitsandbytes", "bitsandbytes"), "lion": ("lion_pyto
 """Optimizers of other packages: module, and name for pip."""
 BYTES = {"adamw": 8.0, "adamw 8-bit": 2.1, "adafactor": 0.1, "lion": 4.0, "prodigy": 16.0}
 """About how much each keeps for a weight."""
+ELEMENTWISE = ("adamw", "lion")
+"""Those to which it makes no difference how weights are cut."""
+TOGETHER = 2**24
+"""Weights in bfloat16 that are updated at once, in float32."""
 
 
 def make(kind: str, parameters: list[nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
@@ -58,108 +64,112 @@ def make(kind: str, parameters: list[nn.Parameter], weight_decay: float) -> torc
     return made
 
 
-def stochastic_round(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Float32 to bfloat16, up or down with the probability that keeps the mean (arXiv 2010.06192, section 3).
-
-    Rounding to the nearest loses updates below 1/256 of a weight, which at a rate of 1e-5 are most of them.
-    """
-    bits = values.contiguous().view(torch.int32)
-    noise = torch.randint(0, 1 << 16, bits.shape, generator=generator, dtype=torch.int32, device=bits.device)
-    return ((bits + noise) & -0x10000).view(torch.float32).to(torch.bfloat16)
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Euclidean norm over all gradients, float32."""
-    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(norms))
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm over gradients, float32."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, torch.float32)))
 
 
 def as_matrix(weight: Tensor) -> Tensor:
     """A view of a convolution's weight (out, in, h, w) as (out, in * h * w), which Adafactor can factor well."""
-    return weight.view(len(weight), -1) if weight.ndim > 2 else weight
+    return weight.view(len(weight), weight.shape[1:].numel()) if weight.ndim > 2 else weight
 
 
 class Optimizer:
     """Steps over named weights; deterministic for its seed and the number of the step.
 
     Args:
-        parameters: float32 or bfloat16.
+        parameters: float32 or bfloat16; of those that are cut this process's rows are updated.
         kind, weight_decay: see ``make``.
         seed: of the stochastic rounding.
         apart: whether weights are updated one by one.
 
     Raises:
-        SettingsError: an optimizer that must see all weights at once, and cannot.
+        SettingsError: an optimizer that must see whole weights, or all of them at once, and cannot.
         ImportError: see ``make``.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], kind: str, weight_decay: float, seed: int,
                  apart: bool = False):
         self.parameters, self.kind, self.seed = parameters, kind, seed
-        self.masters = {name: nn.Parameter(as_matrix(p.detach()) if p.dtype == torch.float32 else
-                                           torch.empty(0, device=p.device)) for name, p in parameters.items()}
-        apart = apart or any(p.dtype != torch.float32 for p in parameters.values())
-        if apart and kind == "prodigy":
+        if kind == "prodigy" and (apart or any(p.dtype != torch.float32 for p in parameters.values())):
             raise SettingsError("prodigy finds one rate for all weights, which must be float32 and updated together: "
                                 "set precision to float32 and switch fused_backward off, or choose another optimizer.")
-        self.shared = None if apart else make(kind, list(self.masters.values()), weight_decay)
-        self.optimizers = {name: self.shared or make(kind, [master], weight_decay)
-                           for name, master in self.masters.items()}
+        if kind not in ELEMENTWISE and any(map(shards.is_cut, parameters.values())):
+            raise SettingsError(f"with shard every process updates its own rows of the weights, but {kind} must see "
+                                f"them whole: set optimizer to {' or '.join(ELEMENTWISE)} in a new run.")
+        self.masters = {name: nn.Parameter(as_matrix(shards.own(p)) if p.dtype == torch.float32 else
+                                           torch.empty(0, device=p.device)) for name, p in parameters.items()}
+        self.groups = [(names, make(kind, [self.masters[name] for name in names], weight_decay))
+                       for names in _together(parameters, apart)]
+        self.optimizers = {name: optimizer for names, optimizer in self.groups for name in names}
 
-    @torch.no_grad()
     def step(self, number: int, rate: float) -> None:
         """Update all weights by their gradients, and drop the gradients."""
-        if self.shared is None:
-            for name in self.parameters:
-                self.step_one(name, number, rate)
-            return
-        for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                self.masters[name].grad = as_matrix(parameter.grad.contiguous())
-        self.shared.param_groups[0]["lr"] = rate
-        self.shared.step()
-        for name, parameter in self.parameters.items():
-            parameter.grad = self.masters[name].grad = None
+        for names, optimizer in self.groups:
+            self._update(names, optimizer, number, rate)
+
+    def step_one(self, name: str, number: int, rate: float) -> None:
+        """Update one weight, of those that are apart, by its gradient, and drop the gradient."""
+        self._update([name], self.optimizers[name], number, rate)
 
     @torch.no_grad()
-    def step_one(self, name: str, number: int, rate: float) -> None:
-        """Update one weight by its gradient, and drop the gradient."""
-        parameter, master, optimizer = self.parameters[name], self.masters[name], self.optimizers[name]
-        if parameter.grad is None:
-            return
+    def _update(self, names: Sequence[str], optimizer: torch.optim.Optimizer, number: int, rate: float) -> None:
+        names = [name for name in names if self.parameters[name].grad is not None]
+        for name in names:
+            parameter, master = self.parameters[name], self.masters[name]
+            if parameter.dtype != torch.float32:
+                master.data = as_matrix(shards.own(parameter)).float()
+            master.grad = as_matrix(shards.own(parameter.grad).contiguous()).to(master.dtype)
         optimizer.param_groups[0]["lr"] = rate
-        rounded = parameter.dtype != torch.float32
-        if rounded:
-            master.data = as_matrix(parameter).float()
-        master.grad = as_matrix(parameter.grad.contiguous()).to(master.dtype)
         optimizer.step()
-        if rounded:
-            generator = torch.Generator(parameter.device).manual_seed(seed_of(self.seed, "round", number, name))
-            parameter.copy_(stochastic_round(master.data, generator).view_as(parameter))
-            master.data = torch.empty(0, device=parameter.device)
-        parameter.grad = master.grad = None
+        for name in names:
+            parameter, master = self.parameters[name], self.masters[name]
+            if parameter.dtype != torch.float32:
+                place = self.seed, "round", number, name, shards.part_of(parameter)
+                generator = torch.Generator(parameter.device).manual_seed(seed_of(*place))
+                rows = shards.own(parameter)
+                rows.copy_(stochastic_round(master.data, generator).view_as(rows))
+                master.data = torch.empty(0, device=parameter.device)
+            parameter.grad = master.grad = None
 
     def size(self) -> int:
         """About how many bytes its state has once every weight was updated."""
         return round(BYTES[self.kind] * sum(parameter.numel() for parameter in self.parameters.values()))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state by "<weight>/<value>", live; "/<value>" for what Prodigy has found out about all weights."""
+        """The state by "<weight>/<value>", live; "/<value>" for what Prodigy has found out about all weights.
+
+        Of weights that are cut it is that of this process's rows.
+        """
         found = {f"{name}/{key}": torch.as_tensor(value) for name, optimizer in self.optimizers.items()
                  for key, value in optimizer.state.get(self.masters[name], {}).items()}
-        return found | {f"/{key}": torch.tensor(float(self.shared.param_groups[0][key]), dtype=torch.float64)
+        return found | {f"/{key}": torch.tensor(float(self.groups[0][1].param_groups[0][key]), dtype=torch.float64)
                         for key in self._common()}
 
     def _common(self) -> tuple[str, ...]:
         return ("d", "d_max", "d_numerator", "k") if self.kind == "prodigy" else ()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what ``tensors`` gave."""
+        """Put back what ``tensors`` gave, whole."""
         for full, value in tensors.items():
             name, _, key = full.rpartition("/")
             if not name:
-                self.shared.param_groups[0][key] = float(value)
+                self.groups[0][1].param_groups[0][key] = float(value)
                 continue
             counter = value.ndim == 0 and value.dtype == torch.int64  # some optimizers count in plain integers
-            put_back = int(value) if counter else value.to(self.parameters[name].device, copy=True)
+            parameter = self.parameters[name]
+            put_back = int(value) if counter else shards.rows_of(value, parameter).to(parameter.device, copy=True)
             self.optimizers[name].state[self.masters[name]][key] = put_back
+
+
+def _together(parameters: Mapping[str, nn.Parameter], apart: bool) -> list[list[str]]:
+    """Names of weights that are updated at once: all in float32, and of the others at most ``TOGETHER`` or one."""
+    groups, room = [], 0
+    for name, parameter in parameters.items():
+        size = 0 if parameter.dtype == torch.float32 else parameter.numel()
+        if apart or not groups or size > room:
+            groups.append([])
+            room = TOGETHER
+        groups[-1].append(name)
+        room -= size
+    return groups

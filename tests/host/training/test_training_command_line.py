@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import comfy.sd
 import folder_paths
 import pytest
 import torch
 
+from gcfg_pack.gcfg.nulltext.formats import checkpoint as checkpoint_file
 from gcfg_pack.gcfg.training.run import state
 from gcfg_pack.gcfg.training.settings import Settings
 from gcfg_pack.nodes.training import GCFGImageFolder, GCFGTrainConceptModel
@@ -125,6 +127,27 @@ def test_two_processes_have_the_same_loss_curve(run, files, host):
     assert done.returncode == 0, done.err
     ours, theirs = (state.latest(folder / "states").history.nan_to_num() for folder in (run, files / "two" / "discs"))
     assert torch.allclose(ours, theirs, rtol=1e-3)
+
+
+def test_weights_cut_over_two_processes(files, host, monkeypatch):
+    """They make the run, the state and the model of one process."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(files / "whole"))
+    values = VALUES | {"method": "full", "learning_rate": 1e-4, "gradient_clip": 0.01}
+    with torch.inference_mode():
+        base, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(files / "base.ckpt"))
+        pictures = GCFGImageFolder.execute(vae, str(files / "pictures"), 64, "square", True).args[0]
+        one = Path(GCFGTrainConceptModel.execute(base, clip, pictures, **values).args[2])
+    path = write(files, "cut", **values | {"shard": True, "preview_every": 4, "preview_steps": 1, "preview_count": 1})
+    done = command(host, path, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    assert done.returncode == 0, done.err
+    two = files / "cut" / "discs"
+    ours, theirs = (state.latest(run / "states").tensors() for run in (two, one))
+    assert ours.keys() == theirs.keys() and len(list((two / "previews").iterdir())) == 1
+    assert {key: float((ours[key].nan_to_num() - theirs[key].nan_to_num()).abs().max()) for key in ours
+            if not torch.allclose(ours[key].nan_to_num(), theirs[key].nan_to_num(), rtol=1e-4, atol=1e-5)} == {}
+    ours, theirs = (checkpoint_file.read(run / "discs.safetensors")[0] for run in (two, one))
+    assert ours.keys() == theirs.keys() and all(
+        torch.allclose(ours[key].float(), theirs[key].float(), rtol=1e-2, atol=1e-5) for key in ours)
 
 
 def test_errors_are_one_line(files, host):

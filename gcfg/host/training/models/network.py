@@ -110,6 +110,7 @@ class Network:
                  features: Mapping[str, Tensor] | None = None, updated: bool = True):
         self.base, self.device, self.features, self.updated = base, device, dict(features or {}), updated
         self.resident = plan.resident
+        self.filled_on = torch.device("cpu") if plan.shard else device  # the parts are moved one by one
         self.latent_format = base.get_model_object("latent_format")
         dtype = torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
         self.model = self._build(dtype)
@@ -146,7 +147,7 @@ class Network:
         else:
             kept = frozen.keep(network, self.base, stored, dtype, self.device, self.resident)
             plain = frozen.patched(self.base, stored, names & stored.keys() - kept)
-        content = {key: value.to(self.device, dtype) for key, value in plain.items()} | {
+        content = {key: value.to(self.filled_on, dtype) for key, value in plain.items()} | {
             feature_key(block): feature.to(self.device) for block, feature in self.features.items()}
         lacking, unknown = network.load_state_dict(content, strict=False, assign=True)
         if unknown or set(lacking) - kept:

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ....nulltext.attention import cross_attention_blocks
@@ -17,7 +17,7 @@ from ....training.data.dataset import Latent, masks_of
 from ....training.memory import Plan
 from ....training.run.task import Task
 from ....training.settings import Settings
-from ....training.weights import low_rank
+from ....training.weights import low_rank, shards
 from ...concepts import files as concept_files
 from ...concepts.concept import Blueprint, Concept, adopt, apply_adapter, build, shapes, stated
 from ...concepts.convert import rebuild
@@ -51,6 +51,8 @@ class Trainable(Network):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if self.full:
             self.network.requires_grad_(True)
+            if plan.shard:
+                shards.cut(self.network, units(self.network), device)
             self.parameters = dict(self.network.named_parameters())
         else:
             self.parameters = low_rank.LowRank(self.network, settings.rank, settings.seed, device).pairs
@@ -101,3 +103,11 @@ class Trainable(Network):
         if not self.full:
             found["_stock_lora"] = concept_files.content(model, dtype, "stock LoRA", self.base)
         return found
+
+
+def units(network: nn.Module) -> list[nn.Module]:
+    """The parts of a UNet that are computed one after another and hold most of its weights, inner ones first."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+
+    return [*cross_attention_blocks(network).values(),
+            *(module for module in network.modules() if isinstance(module, ResBlock))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import comfy.sample
 import torch
 from PIL import Image
@@ -30,7 +32,7 @@ class SubjectPreview(Preview):
     def __init__(self, learner, vae, empty: list, settings: SubjectSettings, folder: RunFolder, watch: Watch):
         super().__init__(learner.base, learner, vae, {"": empty}, settings, folder, watch)
 
-    def _picture(self, step: int) -> Image.Image:
+    def _picture(self, step: int, weights: Mapping[str, torch.Tensor]) -> Image.Image:
         learner, s = self.trainable, self.settings
         rows = []
         for prompt in s.prompts():
@@ -38,7 +40,7 @@ class SubjectPreview(Preview):
                 positive = learner.text.conditioning(learner.caption(prompt), learner.rows())
             positive = [[features.cpu(), {key: value.cpu() if isinstance(value, torch.Tensor) else value
                                           for key, value in extra.items()}] for features, extra in positive]
-            model = with_lora(self.base, learner.lora(learner.parameters))
+            model = with_lora(self.base, learner.lora(weights))
             latent = self._empty(s.preview_count)
             noise = comfy.sample.prepare_noise(latent, s.seed)
             samples = comfy.sample.sample(model, noise, s.preview_steps, SCALE, "dpmpp_2m", "karras", positive,
