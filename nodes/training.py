@@ -166,6 +166,12 @@ class GCFGTrainConceptModel(io.ComfyNode):
                 advanced(io.Float, "undistill", (
                     "For a base with distilled guidance (Flux.1 dev: 3.5): keeps the distillation while training. 0 "
                     "for all others."), min=0.0, max=30.0, step=0.1),
+                advanced(io.Combo, "ema_precision", (
+                    "bfloat16 keeps the average in half the memory, and half the space in every save."),
+                    options=list(choices.EMA_PRECISIONS)),
+                advanced(io.Boolean, "compile", (
+                    "Compile the transformer blocks (torch.compile): minutes at the start, faster steps after. Needs a "
+                    "C++ compiler, on a GPU Triton.")),
             ],
             outputs=[
                 io.Model.Output("concept_model", display_name="concept_model", tooltip=(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import comfy.lora
 import comfy.lora_convert
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ....nulltext.attention import cross_attention_blocks
 from ....training.memory import Plan
 from ....training.weights.low_rank import LowRank
 from ...concepts.concept import UNET
 from . import lycoris
+from .blocks import prepare
 from .network import Network
 
 KEYS_AND_VALUES, LORA, ROWS = "K and V", "LoRA", "rows"
@@ -42,9 +41,7 @@ class Captioned(Network):
     def __init__(self, base: ModelPatcher, method: str, rank: int, seed: int, plan: Plan, device: torch.device):
         super().__init__(base, plan, device, updated=method == KEYS_AND_VALUES)
         self.method = method
-        if plan.checkpointing:
-            for block in cross_attention_blocks(self.network).values():
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        prepare(cross_attention_blocks(self.network).values(), plan)
         self.parameters: dict[str, nn.Parameter] = {}
         if method == KEYS_AND_VALUES:
             self.parameters = self._keys_and_values()

@@ -16,8 +16,8 @@ from ....training.run.task import Task
 from ....training.settings import Settings, SettingsError
 from ...concepts.files import DTYPES
 from ...streams import without_sound
+from .blocks import prepare, transformer_blocks
 from .captioned import Captioned, with_lora
-from .gradients import checkpointed, transformer_blocks
 
 
 class EmptyPrompt(Captioned):
@@ -42,9 +42,7 @@ class EmptyPrompt(Captioned):
                                 "all be trained; choose the method LoRA.")
         super().__init__(base, settings.method, settings.rank, settings.seed, plan, device)
         self.settings = settings
-        if plan.checkpointing:
-            for block in transformer_blocks(self.network):
-                checkpointed(block)
+        prepare(transformer_blocks(self.network), plan, in_place=True)
         features, extra = conditioning[0]
         plain = {name: value.clone() if isinstance(value, Tensor) else value for name, value in extra.items()}
         self.empty = [[features.clone(), {**plain, "guidance": 1.0}]]  # clones: not made in inference mode

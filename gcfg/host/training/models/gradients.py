@@ -91,16 +91,12 @@ def checkpointed(block: nn.Module) -> None:
     forward = block.forward
 
     def run(*args, **kwargs):  # on copies, so that the inputs stay what they are
-        return forward(*map(_copy, args), **{name: _copy(value) for name, value in kwargs.items()})
+        return forward(*map(copied, args), **{name: copied(value) for name, value in kwargs.items()})
     block.forward = partial(checkpoint, run, use_reentrant=False, context_fn=lambda: (nullcontext(), _modes()))
 
 
-def _copy(value: object) -> object:
+def copied(value: object) -> object:
+    """A value whose tensors are copies."""
     if isinstance(value, list | tuple):
-        return type(value)(map(_copy, value))
+        return type(value)(map(copied, value))
     return value.clone() if isinstance(value, Tensor) else value
-
-
-def transformer_blocks(network: nn.Module) -> list[nn.Module]:
-    """The members of all lists of modules directly below a network."""
-    return [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]

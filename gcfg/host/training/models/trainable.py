@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ....nulltext.attention import cross_attention_blocks
 from ....nulltext.formats.identify import Kind
@@ -22,6 +20,7 @@ from ...concepts import files as concept_files
 from ...concepts.concept import Blueprint, Concept, adopt, apply_adapter, build, shapes, stated
 from ...concepts.convert import rebuild
 from ...models import is_dynamic
+from .blocks import prepare
 from .network import PIXELS, Network
 
 
@@ -46,9 +45,7 @@ class Trainable(Network):
                                               for block, feature in features.items()}, settings.method == "full")
         self.settings, self.full = settings, settings.method == "full"
         self.pooled = conditioning[0][1].get("pooled_output")
-        if plan.checkpointing:
-            for block in cross_attention_blocks(self.network).values():
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        prepare(cross_attention_blocks(self.network).values(), plan)
         if self.full:
             self.network.requires_grad_(True)
             if plan.shard:
