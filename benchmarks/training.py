@@ -4,8 +4,8 @@
                                   [--size tiny|sd15] [--latent 16] [--steps 20] [--device cpu|cuda]
 
 "ours" is the training of this pack: latents from disk, noise that depends on the step alone, checks of every loss and
-gradient, records. "plain" is a loop written by hand over the same network, optimizer, precision and average, with
-latents in memory and no checks. "diffusers" is that loop over diffusers' UNet of the same shape, which keeps its
+gradient. "plain" is a loop written by hand over the same network, optimizer, precision and average, with latents in
+memory and no checks. "diffusers" is that loop over diffusers' UNet of the same shape, which keeps its
 cross-attention; it needs the package. Each is a process of its own with random weights. The processes take turns step
 by step, so that other work on the machine meets all of them; times are medians, of CPU time on a CPU. "Peak" is what
 the device allocated at most, on a CPU how far the process grew over what it was before the network was built.
@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -27,10 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 import torch
-from sampling import build
-
-from harness.find import find_host
-from harness.server.process import start
+from loops import BATCH, LOOPS, SHAPES
 
 VARIANTS = {
     "full, 24 GB": {"memory": "24 GB"},
@@ -41,24 +37,22 @@ VARIANTS = {
     "LoRA 16, 24 GB": {"memory": "24 GB", "method": "LoRA"},
     "LoRA 16, 8 GB": {"memory": "8 GB", "method": "LoRA"},
 }
-BATCH, PICTURES, WARM_UP = 4, 16, 3
-SHAPES = {"tiny": {"block_out_channels": (32,), "layers_per_block": 1, "down_block_types": ("CrossAttnDownBlock2D",),
-                   "up_block_types": ("CrossAttnUpBlock2D",)}, "sd15": {}}
+WARM_UP = 3
 
 
 def worker(side: str, family: str, variant: str, args: argparse.Namespace, pipe) -> None:
     """Build one of the loops, take a step whenever told to and send its seconds, at last (held, peak, optimizer)."""
     torch.set_num_threads(args.threads)
-    step, held, before, about = {"ours": ours, "plain": plain, "diffusers": diffusers}[side](family, variant, args)
+    loop = LOOPS[side](family, VARIANTS[variant], args, now)
     clock = time.perf_counter if args.device == "cuda" else time.process_time
     pipe.send("ready")
     while pipe.recv() == "step":
         begun = clock()
-        step()
+        loop.step()
         if args.device == "cuda":
             torch.cuda.synchronize()
         pipe.send(clock() - begun)
-    pipe.send((held(), peak(args) - before, about))
+    pipe.send((size_of(loop.kept()), peak(args) - loop.before, loop.optimizer))
 
 
 def now(args: argparse.Namespace) -> int:
@@ -81,125 +75,6 @@ def status(name: str) -> int:
 
 def size_of(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def form_of(family: str, variant: str, args: argparse.Namespace):
-    """The form of a family's network that is trained, its settings and plan, and the bytes before it was built."""
-    start(find_host(), cpu=args.device == "cpu")
-    from gcfg_pack.gcfg.host.training.models.empty_prompt import EmptyPrompt
-    from gcfg_pack.gcfg.host.training.models.network import differentiable
-    from gcfg_pack.gcfg.host.training.models.trainable import Trainable
-    from gcfg_pack.gcfg.nulltext.attention import cross_attention_blocks
-    from gcfg_pack.gcfg.training import memory
-    from gcfg_pack.gcfg.training.settings import Settings
-    from gcfg_pack.gcfg.training.weights import optimizers
-    from harness.models import tiny
-    from harness.models.families import FAMILIES
-
-    differentiable().__enter__()
-    settings = Settings(batch=BATCH, learning_rate=1e-4, **VARIANTS[variant])
-    plan, device = memory.plan(settings, None, optimizers.has_8_bit()), torch.device(args.device)
-    if family in FAMILIES:
-        base, empty = FAMILIES[family].model(0), FAMILIES[family].conditioning(0)
-        before = now(args)
-        return EmptyPrompt(base, empty, settings, plan, device), settings, plan, before
-    base = tiny.sdxl(0) if family == "sdxl" else build(args.size, 0, torch.float32)
-    width = {"sdxl": {"width": 2048, "pooled": 1280}}.get(family, {})
-    features = {name: torch.zeros(1, 1, block.attn2.to_out[0].out_features)
-                for name, block in cross_attention_blocks(base.model.diffusion_model).items()}
-    before = now(args)
-    return Trainable(base, features, tiny.conditioning(1, **width), settings, plan, device), settings, plan, before
-
-
-def ours(family: str, variant: str, args: argparse.Namespace):
-    """The training of this pack."""
-    form, settings, plan, before = form_of(family, variant, args)
-    from gcfg_pack.gcfg.training.run.folder import RunFolder
-    from gcfg_pack.gcfg.training.run.loop import Training
-
-    folder = Path(tempfile.mkdtemp(prefix="gcfg-benchmark-"))
-    latents = on_disk(folder, (form.latent_format.latent_channels, args.latent, args.latent))
-    run = Training(form.task({}), latents, [], settings, plan, RunFolder(folder))
-
-    def step() -> None:
-        run.optimize()
-        run.step += 1
-
-    def held() -> int:
-        weights = [*form.network.parameters(), *(form.parameters.values() if settings.method == "LoRA" else ())]
-        return size_of([*weights, *run.optimizer.tensors().values(), *run.average.values.values()])
-    return step, held, before, plan.optimizer
-
-
-def on_disk(folder: Path, shape: tuple[int, ...]) -> list:
-    """Random latents as a run finds them."""
-    import numpy as np
-
-    from gcfg_pack.gcfg.training.data.dataset import Latent
-
-    found = []
-    for k in range(PICTURES):
-        np.save(folder / f"{k}.npy", np.random.default_rng(k).standard_normal((2, *shape)).astype(np.float16))
-        found.append(Latent(str(k), str(folder / f"{k}.npy"), shape))
-    return found
-
-
-def plain(family: str, variant: str, args: argparse.Namespace):
-    """A loop by hand over the network that ``ours`` trains."""
-    form, settings, plan, before = form_of(family, variant, args)
-    parameters, losses = list(form.parameters.values()), form.task({}).losses
-    latents = torch.randn(PICTURES, form.latent_format.latent_channels, args.latent, args.latent, device=args.device)
-
-    def loss(rows):
-        with torch.autocast(args.device, form.autocast, enabled=form.autocast is not None):
-            return losses(latents[rows], torch.randn_like(latents[rows]), torch.rand(len(rows), device=args.device), [])
-    average = [p.detach().to("cpu" if plan.ema_on_cpu else args.device, torch.float32, copy=True) for p in parameters]
-    step, state = by_hand(parameters, average, loss, plan.optimizer, plan.micro_batch)
-
-    def held() -> int:
-        weights = [*form.network.parameters(), *(parameters if settings.method == "LoRA" else ())]
-        return size_of([*weights, *state(), *average])
-    return step, held, before, plan.optimizer
-
-
-def diffusers(family: str, variant: str, args: argparse.Namespace):
-    """The same loop over diffusers' UNet: float32, AdamW, noise prediction."""
-    from diffusers import UNet2DConditionModel
-    from torch.nn import functional as F
-
-    before = now(args)
-    unet = UNet2DConditionModel(sample_size=args.latent, cross_attention_dim=768, attention_head_dim=8,
-                                **SHAPES[args.size]).to(args.device)
-    text = torch.zeros(BATCH, 77, 768, device=args.device)
-    latents = torch.randn(PICTURES, 4, args.latent, args.latent, device=args.device)
-
-    def loss(rows):
-        noise, t = torch.randn_like(latents[rows]), torch.randint(0, 1000, (len(rows),), device=args.device)
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
-            output = unet(latents[rows] + noise, t, text[:len(rows)]).sample
-        return F.mse_loss(output.float(), noise, reduction="none").flatten(1).mean(1)
-    parameters = list(unet.parameters())
-    average = [p.detach().to("cpu", copy=True) for p in parameters]
-    step, state = by_hand(parameters, average, loss, "adamw", BATCH)
-    return step, lambda: size_of([*parameters, *average, *state()]), before, "adamw"
-
-
-def by_hand(parameters: list, average: list, loss, kind: str, micro_batch: int):
-    """A step of a plain loop, and what its optimizer holds."""
-    if kind == "adamw":
-        optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=1e-2, fused=True)
-    else:
-        optimizer = torch.optim.Adafactor(parameters, lr=1e-5, weight_decay=1e-2)
-
-    def step() -> None:
-        for rows in torch.randperm(PICTURES)[:BATCH].split(micro_batch):
-            (loss(rows).sum() / BATCH).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            torch._foreach_lerp_(average, [p.detach().to(a) for p, a in zip(parameters, average, strict=True)], 0.01)
-    return step, lambda: [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
 
 
 def measure(family: str, variant: str, args: argparse.Namespace) -> dict[str, tuple]:

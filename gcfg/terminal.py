@@ -18,10 +18,13 @@ class ProgressBar:
     def __init__(self, label: str, live: bool = True):
         self.label, self.stream = label, sys.stderr
         self.live, self.start, self.tenth = live and self.stream.isatty(), time.monotonic(), -1
+        self.before = None
 
     def __call__(self, done: int, total: int, loss: float | None = None) -> None:
+        if self.before is None:
+            self.before = done - 1  # what was there when it began, as of a run that goes on
         elapsed = time.monotonic() - self.start
-        left = elapsed / done * (total - done)
+        left = elapsed / (done - self.before) * (total - done)
         note = "" if loss is None else f"  loss {loss:.4f}"
         text = f"{self.label:<24} {done}/{total}{note}  {elapsed:.0f} s, {left:.0f} s left"
         if self.live:

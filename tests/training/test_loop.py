@@ -53,6 +53,7 @@ def test_learns(make):
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "adafactor", "precision": "bfloat16", "noise_offset": 0.1},
+                                     {"ema_precision": "bfloat16"},
                                      {"min_snr": 5.0, "schedule": "cosine", "warm_up": 3, "ema": False}])
 def test_interrupted_run_goes_on_to_the_bit(make, changes):
     whole = make("whole", **changes)

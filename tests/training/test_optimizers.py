@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from gcfg.training.run import state
 from gcfg.training.settings import Settings, SettingsError
 from gcfg.training.weights import average, low_rank, optimizers
 from gcfg.training.weights.rounding import stochastic_round
@@ -131,6 +132,26 @@ def test_average_warms_up_and_leaves_the_weights_alone():
     assert parameter.data_ptr() == place
     without = average.Average({"w": parameter}, 0.0)
     assert torch.equal(without.exported()["w"], parameter)
+
+
+def test_average_in_bfloat16_keeps_up_in_half_the_memory(make):
+    """Rounded to the nearest it would stand still: 1e-3 of the way a step is below its precision."""
+    parameter = nn.Parameter(torch.full((20000,), 1.0))
+    exact, small = (average.Average({"w": parameter}, 0.999, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    parameter.data = torch.full((20000,), 1.02)
+    for step in range(20000, 20200):
+        exact.update(step)
+        small.update(step)
+    assert small.values["w"].dtype == torch.bfloat16
+    moved = (small.values["w"].float() - 1.0).mean(), (exact.values["w"] - 1.0).mean()
+    assert moved[0].item() == pytest.approx(moved[1].item(), rel=0.05) and moved[1] > 0.003
+    runs = [make(kind, ema_precision=kind, target_steps=3) for kind in ("float32", "bfloat16")]
+    for run in runs:
+        run.run()
+    float32, bfloat16 = (state.latest(run.folder.states) for run in runs)
+    assert all(torch.equal(p, bfloat16.parameters[name]) for name, p in float32.parameters.items())
+    assert 2 * state.size(bfloat16.average) == state.size(float32.average)
+    assert all(torch.allclose(float32.average[n], bfloat16.average[n].float(), atol=0.02) for n in float32.average)
 
 
 def test_low_rank_starts_as_the_network_and_merges_to_what_it_was():

@@ -40,10 +40,11 @@ class TerminalWatch(Watch):
     """
 
     def __init__(self, interruption, progress_bar: Callable | None):
-        self.interruption, self.bar = interruption, progress_bar and progress_bar("training")
+        self.interruption, self.make, self.bar = interruption, progress_bar, None
 
     def begins(self) -> None:
         self.interruption.patient = True
+        self.bar = self.make and self.make("training")  # whose time begins now, after all that was loaded
 
     def interrupted(self) -> bool:
         return self.interruption.asked
@@ -53,7 +54,7 @@ class TerminalWatch(Watch):
             self.bar(step, steps, loss)
 
     def tell(self, text: str) -> None:
-        if self.bar:
+        if self.make:
             print(text, flush=True)
 
 

@@ -121,7 +121,7 @@ class RunFolder:
                 "writing")
         if missing > free:
             raise OSError(f"{text}, but only {gigabytes(free)} are free for {self.states}. Free some space, lower "
-                          "keep, or choose a LoRA, a smaller optimizer or no average.")
+                          "keep, or choose a LoRA, a smaller optimizer, ema_precision bfloat16 or no average.")
         return text + f"; {gigabytes(free)} are free."
 
     def write_table(self, history: Tensor) -> None:

@@ -45,7 +45,7 @@ class Watch:
     """What a run asks and tells; a node and the command line each have their own."""
 
     def begins(self) -> None:
-        """Before the first step: from now on stopping in mid-step would lose something."""
+        """Before the first step: from now on stopping in mid-step would lose something, and time counts."""
 
     def interrupted(self) -> bool:
         """Asked between steps: True saves and stops."""

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.sd
 import folder_paths
 import pytest
 import torch
 
+from gcfg_pack.gcfg.host.training import command_line
 from gcfg_pack.gcfg.nulltext.formats import checkpoint as checkpoint_file
 from gcfg_pack.gcfg.training.run import state
 from gcfg_pack.gcfg.training.settings import Settings
@@ -148,6 +150,16 @@ def test_weights_cut_over_two_processes(files, host, monkeypatch):
     ours, theirs = (checkpoint_file.read(run / "discs.safetensors")[0] for run in (two, one))
     assert ours.keys() == theirs.keys() and all(
         torch.allclose(ours[key].float(), theirs[key].float(), rtol=1e-2, atol=1e-5) for key in ours)
+
+
+def test_the_bar_begins_with_the_first_step(capsys):
+    """Loading is no training time."""
+    made = []
+    watch = command_line.TerminalWatch(SimpleNamespace(asked=False, patient=False), lambda title: made.append(title))
+    watch.tell("27 pictures")
+    assert made == [] and capsys.readouterr().out == "27 pictures\n"
+    watch.begins()
+    assert made == ["training"]
 
 
 def test_errors_are_one_line(files, host):

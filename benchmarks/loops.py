@@ -1,0 +1,167 @@
+"""The loops that ``training.py`` measures, each a function that builds its network and gives a ``Loop``."""
+
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from sampling import build
+
+from harness.find import find_host
+from harness.server.process import start
+
+BATCH, PICTURES = 4, 16
+SHAPES = {"tiny": {"block_out_channels": (32,), "layers_per_block": 1, "down_block_types": ("CrossAttnDownBlock2D",),
+                   "up_block_types": ("CrossAttnUpBlock2D",)}, "sd15": {}}
+
+
+@dataclass
+class Loop:
+    """One step of a loop, the tensors that it keeps, its optimizer's name, and bytes in use before it was built."""
+
+    step: Callable[[], object]
+    kept: Callable[[], list]
+    optimizer: str
+    before: int
+
+
+def form_of(family: str, changes: dict, args: Namespace, now: Callable):
+    """The form of a family's network that is trained, its settings and plan, and the bytes before it was built."""
+    start(find_host(), cpu=args.device == "cpu")
+    from gcfg_pack.gcfg.host.training.models.empty_prompt import EmptyPrompt
+    from gcfg_pack.gcfg.host.training.models.trainable import Trainable
+    from gcfg_pack.gcfg.nulltext.attention import cross_attention_blocks
+    from gcfg_pack.gcfg.training import memory
+    from gcfg_pack.gcfg.training.settings import Settings
+    from gcfg_pack.gcfg.training.weights import optimizers
+    from harness.models import tiny
+    from harness.models.families import FAMILIES
+
+    settings = Settings(batch=BATCH, learning_rate=1e-4, **changes)
+    plan, device = memory.plan(settings, None, optimizers.has_8_bit()), torch.device(args.device)
+    if family in FAMILIES:
+        base, empty = FAMILIES[family].model(0), FAMILIES[family].conditioning(0)
+        before = now(args)
+        return EmptyPrompt(base, empty, settings, plan, device), settings, plan, before
+    base = tiny.sdxl(0) if family == "sdxl" else build(args.size, 0, torch.float32)
+    width = {"sdxl": {"width": 2048, "pooled": 1280}}.get(family, {})
+    features = {name: torch.zeros(1, 1, block.attn2.to_out[0].out_features)
+                for name, block in cross_attention_blocks(base.model.diffusion_model).items()}
+    before = now(args)
+    return Trainable(base, features, tiny.conditioning(1, **width), settings, plan, device), settings, plan, before
+
+
+def weights_of(form, settings) -> list:
+    return [*form.network.parameters(), *(() if settings.method == "full" else form.parameters.values())]
+
+
+def differentiably(step: Callable[[], object]) -> Callable[[], None]:
+    """A step in the ways of the host that have a gradient."""
+    from gcfg_pack.gcfg.host.training.models.network import differentiable
+
+    def within() -> None:
+        with differentiable():
+            step()
+    return within
+
+
+def ours(family: str, changes: dict, args: Namespace, now: Callable) -> Loop:
+    """The training of this pack."""
+    form, settings, plan, before = form_of(family, changes, args, now)
+    from gcfg_pack.gcfg.training.run.folder import RunFolder
+    from gcfg_pack.gcfg.training.run.loop import Training
+
+    folder = Path(tempfile.mkdtemp(prefix="gcfg-benchmark-"))
+    latents = on_disk(folder, (form.latent_format.latent_channels, args.latent, args.latent))
+    run = Training(form.task({}), latents, [], settings, plan, RunFolder(folder))
+
+    def step() -> None:
+        run.optimize()
+        run.step += 1
+    return Loop(differentiably(step), lambda: [*weights_of(form, settings), *run.optimizer.tensors().values(),
+                                               *run.average.values.values()], plan.optimizer, before)
+
+
+def on_disk(folder: Path, shape: tuple[int, ...]) -> list:
+    """Random latents as a run finds them."""
+    import numpy as np
+
+    from gcfg_pack.gcfg.training.data.dataset import Latent
+
+    found = []
+    for k in range(PICTURES):
+        np.save(folder / f"{k}.npy", np.random.default_rng(k).standard_normal((2, *shape)).astype(np.float16))
+        found.append(Latent(str(k), str(folder / f"{k}.npy"), shape))
+    return found
+
+
+def plain(family: str, changes: dict, args: Namespace, now: Callable) -> Loop:
+    """A loop by hand over the network that ``ours`` trains."""
+    form, settings, plan, before = form_of(family, changes, args, now)
+    parameters, losses = list(form.parameters.values()), form.task({}).losses
+    latents = torch.randn(PICTURES, form.latent_format.latent_channels, args.latent, args.latent, device=args.device)
+
+    def loss(rows):
+        with torch.autocast(args.device, form.autocast, enabled=form.autocast is not None):
+            return losses(latents[rows], torch.randn_like(latents[rows]), torch.rand(len(rows), device=args.device), [])
+    average = [p.detach().to("cpu" if plan.ema_on_cpu else args.device, torch.float32, copy=True) for p in parameters]
+    step, state = by_hand(parameters, average, loss, plan.optimizer, plan.micro_batch)
+    return Loop(differentiably(step), lambda: [*weights_of(form, settings), *state(), *average], plan.optimizer, before)
+
+
+def diffusers(family: str, changes: dict, args: Namespace, now: Callable) -> Loop:
+    """The same loop over diffusers' UNet: float32, AdamW, noise prediction."""
+    from diffusers import UNet2DConditionModel
+    from torch.nn import functional as F
+
+    before = now(args)
+    unet = UNet2DConditionModel(sample_size=args.latent, cross_attention_dim=768, attention_head_dim=8,
+                                **SHAPES[args.size]).to(args.device)
+    text = torch.zeros(BATCH, 77, 768, device=args.device)
+    latents = torch.randn(PICTURES, 4, args.latent, args.latent, device=args.device)
+
+    def loss(rows):
+        noise, t = torch.randn_like(latents[rows]), torch.randint(0, 1000, (len(rows),), device=args.device)
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
+            output = unet(latents[rows] + noise, t, text[:len(rows)]).sample
+        return F.mse_loss(output.float(), noise, reduction="none").flatten(1).mean(1)
+    parameters = list(unet.parameters())
+    average = [p.detach().to("cpu", copy=True) for p in parameters]
+    step, state = by_hand(parameters, average, loss, "adamw", BATCH)
+    return Loop(step, lambda: [*parameters, *average, *state()], "adamw", before)
+
+
+def by_hand(parameters: list, average: list, loss: Callable, kind: str, micro_batch: int):
+    """A step of a plain loop, and what its optimizer holds. Weights in bfloat16 are rounded stochastically, as ours."""
+    rounded = [p for p in parameters if p.dtype != torch.float32]
+    masters = [torch.nn.Parameter(p.detach().float()) for p in rounded] if rounded else parameters
+    if kind == "adamw":
+        optimizer = torch.optim.AdamW(masters, lr=1e-5, weight_decay=1e-2, fused=True)
+    else:
+        optimizer = torch.optim.Adafactor(masters, lr=1e-5, weight_decay=1e-2)
+
+    @torch.no_grad()
+    def update() -> None:
+        for parameter, master in zip(rounded, masters, strict=False):
+            master.data, master.grad = parameter.float(), parameter.grad.float()
+        optimizer.step()
+        for parameter, master in zip(rounded, masters, strict=False):
+            bits = master.data.view(torch.int32)
+            bits += torch.randint_like(bits, 1 << 16)
+            parameter.copy_((bits & -0x10000).view(torch.float32))
+            master.data, master.grad = torch.empty(0), None
+        torch._foreach_lerp_(average, [p.detach().to(a) for p, a in zip(parameters, average, strict=True)], 0.01)
+
+    def step() -> None:
+        for rows in torch.randperm(PICTURES)[:BATCH].split(micro_batch):
+            (loss(rows).sum() / BATCH).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        update()
+        for parameter in parameters:
+            parameter.grad = None
+    return step, lambda: [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+
+
+LOOPS = {"ours": ours, "plain": plain, "diffusers": diffusers}
