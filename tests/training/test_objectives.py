@@ -76,3 +76,20 @@ def test_loss_of_a_perfect_network_is_zero_and_of_zero_is_one():
     assert torch.allclose(zero(X0, NOISE, level), NOISE.square().flatten(1).mean(1), rtol=1e-4)
     weighted = objectives.DiffusionLoss(lambda x, sigma: torch.zeros_like(x), ve, eps_denoised, sigmas, 5.0)
     assert (weighted(X0, NOISE, level)[0] < 0.1 * zero(X0, NOISE, level)[0]) & (sigmas[0] == 0.1)
+
+
+@pytest.mark.parametrize("cfg", [1.5, 3.5])
+def test_undistilling_solves_guidance_for_the_prediction(cfg):
+    """A network that keeps its guidance has no loss where what it guides is right."""
+    unconditional = 0.3 * X0
+    guided = unconditional + cfg * (NOISE - unconditional)
+    assert torch.allclose(objectives.undistilled(guided, unconditional, cfg), NOISE, atol=1e-6)
+
+
+def test_logit_normal_levels():
+    """The logits of uniform levels become standard normal; a step draws its levels so."""
+    levels = objectives.logit_normal(torch.linspace(0.0, 0.99999, 20001))
+    logits = torch.logit(levels)
+    assert bool((levels[1:] > levels[:-1]).all()) and 0.0 < levels.min() and levels.max() < 1.0
+    assert logits.mean().abs() < 0.01 and logits.std().item() == pytest.approx(1.0, abs=0.02)
+    assert ((levels > 0.25) & (levels < 0.75)).float().mean().item() == pytest.approx(0.728, abs=0.01)

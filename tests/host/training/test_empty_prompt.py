@@ -141,6 +141,20 @@ def test_gradients_are_those_of_the_loss(name):
     assert torch.allclose(undistilled, (plain + 3.0 * base_output) / 4.0, atol=1e-5)
 
 
+def test_flux_reads_a_guidance_of_1():
+    """Also where the conditioning says otherwise, as after FluxGuidance."""
+    family, seen = FAMILIES["Flux.1"], []
+    (features, extra), = family.conditioning(0)
+    with torch.inference_mode(False):
+        form = empty_prompt.EmptyPrompt(family.model(1), [[features, {**extra, "guidance": 3.5}]],
+                                        Settings(method="LoRA", rank=1), Plan(), torch.device("cpu"))
+        form.network.guidance_in.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        x = torch.randn(1, *family.latent[:1], 8, 8)
+        form.predicted(x, torch.tensor([0.5]))
+    from comfy.ldm.flux.layers import timestep_embedding
+    assert len(seen) == 1 and torch.allclose(seen[0], timestep_embedding(torch.ones(1), 256), atol=1e-6)
+
+
 def test_full_weights_are_refused(family, train):
     with pytest.raises(SettingsError, match="no null-text form .* choose the method LoRA"):
         train(family.model(1), method="full")

@@ -1,0 +1,82 @@
+"""Events for TensorBoard where it is installed; samples that are made ahead of their step."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from gcfg.training.data.batches import Loader
+from gcfg.training.settings import Settings
+
+from .conftest import draw_pictures, encode
+from .test_loop import StopAfter, equal, final
+
+
+class Writer:
+    """Keeps what TensorBoard would."""
+
+    made = []
+
+    def __init__(self, folder, purge_step):
+        self.folder, self.purge_step, self.scalars, self.closed = folder, purge_step, [], False
+        Writer.made.append(self)
+
+    def add_scalar(self, name, value, step):
+        self.scalars.append((name, step))
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def tensorboard(monkeypatch):
+    monkeypatch.setattr(Writer, "made", [])
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    return Writer
+
+
+def test_events_of_every_step_and_of_those_after_an_interruption(make, tensorboard):
+    make("run", StopAfter(3), target_steps=6).run()
+    run = make("run", target_steps=6)
+    run.run()
+    first, second = tensorboard.made
+    assert (first.folder, second.purge_step) == (str(run.folder.path / "tensorboard"), 4) and second.closed
+    steps = [step for writer in (first, second) for name, step in writer.scalars if name == "loss"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert {name for name, _ in first.scalars} == {"loss", "held_out_loss", "learning_rate", "gradient_norm"}
+
+
+def test_off_missing_or_broken_it_changes_nothing(make, tensorboard, monkeypatch, caplog):
+    plain = make("off", tensorboard=False)
+    plain.run()
+    assert tensorboard.made == []
+    monkeypatch.setattr(tensorboard, "add_scalar", lambda *_: 1 / 0)
+    broken = make("broken")
+    broken.run()
+    assert caplog.text.count("no more events for TensorBoard (ZeroDivisionError") == 1
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    missing = make("missing")
+    missing.run()
+    assert equal(final(plain), final(broken)) and equal(final(plain), final(missing))
+
+
+def test_real_events(make):
+    pytest.importorskip("tensorboard")
+    run = make("run", target_steps=2)
+    run.run()
+    assert list((run.folder.path / "tensorboard").glob("events*"))
+
+
+def test_the_next_step_is_read_while_this_one_is_computed(tmp_path):
+    from gcfg.training.data import dataset
+
+    source = dataset.Source(str(draw_pictures(tmp_path / "p", 8)), 64)
+    latents = dataset.cache(source, tmp_path / "latents", "averaging", encode).found
+    loader = Loader(latents, Settings(batch=4), torch.device("cpu"))
+    loader.samples(0, loader.groups(0, 4)[0])
+    ahead = loader._prepared[1].result(timeout=60)
+    x0, noise, level, _ = loader.samples(1, loader.groups(1, 4)[0])
+    assert all(torch.equal(x0[k], ahead[place][0]) and torch.equal(noise[k], ahead[place][1]) and level[k] ==
+               ahead[place][2] for k, place in enumerate(loader.groups(1, 4)[0])) and sorted(loader._prepared) == [1, 2]
+    loader.close()
