@@ -191,7 +191,7 @@ def training(**inputs) -> Node:
         "gradient_clip": 1.0, "ema_decay": 0.9999, "ema_device": "auto", "precision": "auto", "micro_batch": 0,
         "checkpointing": "auto", "fused_backward": False, "min_snr": 0.0, "noise_offset": 0.0,
         "keep": 2, "export_every": 0, "preview_scales": "1, 1.5", "preview_count": 2, "timesteps": "uniform",
-        "repeats": "", "undistill": 0.0,
+        "repeats": "", "undistill": 0.0, "ema_precision": "float32", "compile": False,
     }
     return Node("GCFGTrainConceptModel", settings | inputs)
 
