@@ -79,7 +79,7 @@ class Stepper:
         loss = distributed.total(losses.sum()) / self.settings.batch
         if not self.cut:
             distributed.sum_gradients(parameters)
-        gradients = [shards.own(p.grad) for p in parameters if p.grad is not None]
+        gradients = [shards.own(p.grad) if self.cut else p.grad for p in parameters if p.grad is not None]
         norm = gradient_norm(gradients)
         if self.cut:
             norm = distributed.total(norm.square()).sqrt()

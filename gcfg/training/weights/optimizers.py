@@ -97,8 +97,7 @@ class Optimizer:
         if kind not in ELEMENTWISE and any(map(shards.is_cut, parameters.values())):
             raise SettingsError(f"with shard every process updates its own rows of the weights, but {kind} must see "
                                 f"them whole: set optimizer to {' or '.join(ELEMENTWISE)} in a new run.")
-        self.masters = {name: nn.Parameter(as_matrix(shards.own(p)) if p.dtype == torch.float32 else
-                                           torch.empty(0, device=p.device)) for name, p in parameters.items()}
+        self.masters = {name: _master(parameter) for name, parameter in parameters.items()}
         self.groups = [(names, make(kind, [self.masters[name] for name in names], weight_decay))
                        for names in _together(parameters, apart)]
         self.optimizers = {name: optimizer for names, optimizer in self.groups for name in names}
@@ -114,15 +113,16 @@ class Optimizer:
 
     @torch.no_grad()
     def _update(self, names: Sequence[str], optimizer: torch.optim.Optimizer, number: int, rate: float) -> None:
-        names = [name for name in names if self.parameters[name].grad is not None]
-        for name in names:
+        apart = [name for name in names if self.parameters[name].grad is not None
+                 and self.masters[name] is not self.parameters[name]]
+        for name in apart:
             parameter, master = self.parameters[name], self.masters[name]
             if parameter.dtype != torch.float32:
                 master.data = as_matrix(shards.own(parameter)).float()
             master.grad = as_matrix(shards.own(parameter.grad).contiguous()).to(master.dtype)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
-        for name in names:
+        for name in apart:
             parameter, master = self.parameters[name], self.masters[name]
             if parameter.dtype != torch.float32:
                 place = self.seed, "round", number, name, shards.part_of(parameter)
@@ -130,7 +130,9 @@ class Optimizer:
                 rows = shards.own(parameter)
                 rows.copy_(stochastic_round(master.data, generator).view_as(rows))
                 master.data = torch.empty(0, device=parameter.device)
-            parameter.grad = master.grad = None
+            master.grad = None
+        for name in names:
+            self.parameters[name].grad = None
 
     def size(self) -> int:
         """About how many bytes its state has once every weight was updated."""
@@ -160,6 +162,15 @@ class Optimizer:
             parameter = self.parameters[name]
             put_back = int(value) if counter else shards.rows_of(value, parameter).to(parameter.device, copy=True)
             self.optimizers[name].state[self.masters[name]][key] = put_back
+
+
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    """What the optimizer sees of a weight: itself, or a matrix that shares its memory, or room for its float32 form."""
+    if parameter.dtype != torch.float32:
+        return nn.Parameter(torch.empty(0, device=parameter.device))
+    if shards.is_cut(parameter) or parameter.ndim > 2:
+        return nn.Parameter(as_matrix(shards.own(parameter)))
+    return parameter
 
 
 def _together(parameters: Mapping[str, nn.Parameter], apart: bool) -> list[list[str]]:
