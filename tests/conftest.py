@@ -19,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # torch is imported; the servers that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+with contextlib.suppress(ImportError):  # a drawn case is no slower for being wrong: a busy machine must not fail it
+    import hypothesis
+
+    hypothesis.settings.register_profile("gcfg", deadline=None)
+    hypothesis.settings.load_profile("gcfg")
+
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
 
