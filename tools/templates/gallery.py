@@ -37,7 +37,7 @@ def regions(words: str) -> Node:
 GALLERY = [
     Workflow(
         "Two LoRAs, Regions from Words",
-        "**Two LoRAs in one picture, without bleeding.** Each acts in its own region, measured from the plain base.\n\n"
+        "**Two LoRAs in one picture, without bleeding.** The base places both; then each acts in its own region.\n\n"
         "Load a base checkpoint and two LoRAs made for it; write their words into their prompts.\n\n"
         "The regions are found from the words. Draw masks instead: Blend Masks. One copy of the weights runs all.",
         {
@@ -52,9 +52,9 @@ GALLERY = [
             "Regions": {"regions": regions("wizard, cat")},
             "Subjects": {
                 "wizard": refined("Wizard", 3.0, model=("first", 0), conditioning=("one", 0), mask=("regions", 0),
-                                  end_percent=0.9),
+                                  start_percent=0.3, end_percent=0.9),
                 "cat": refined("Cat", 3.0, model=("second", 0), conditioning=("two", 0), mask=("regions", 1),
-                               guidance=("wizard", 0), end_percent=0.9),
+                               guidance=("wizard", 0), start_percent=0.3, end_percent=0.9),
             },
             "Sampling": {"sampler": sampler(control_scale=5.0, guidance=("cat", 0))},
             "Image": images("two subjects"),
