@@ -18,7 +18,7 @@ from gcfg.training.randomness import generator
 
 from . import data, shipped
 from .labels import STYLES, Row
-from .loop import Plan, Stage, averaged
+from .loop import Plan, Stage, frozen
 from .train_vae import encode, encoder_of
 from .vae import Decoder
 
@@ -41,16 +41,17 @@ def attributes_of(row: Row) -> list[float]:
     return [float(any(word in row.label for word in words)) for words in ATTRIBUTES.values()]
 
 
+def halved(inputs: int, outputs: int) -> nn.Sequential:
+    """Layers that halve both sides of a picture (B, inputs, h, w)."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 4, 2, 1), nn.GroupNorm(4, outputs), nn.SiLU())
+
+
 class Judge(nn.Module):
     """Pictures (B, 3, 64, 64) in 0 .. 1 -> features (B, 24), logits of attributes (B, 9) and styles (B, 4)."""
 
     def __init__(self):
         super().__init__()
-
-        def stage(inputs: int, outputs: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(inputs, outputs, 4, 2, 1), nn.GroupNorm(4, outputs), nn.SiLU())
-
-        self.body = nn.Sequential(stage(3, 16), stage(16, 32), stage(32, 64), stage(64, 64), nn.Flatten(),
+        self.body = nn.Sequential(halved(3, 16), halved(16, 32), halved(32, 64), halved(64, 64), nn.Flatten(),
                                   nn.Linear(64 * 16, FEATURES))
         self.attributes = nn.Linear(FEATURES, len(ATTRIBUTES))
         self.styles = nn.Linear(FEATURES, len(STYLES))
@@ -75,9 +76,7 @@ def main() -> None:
 
 
 def trained(work: Path) -> Judge:
-    judge = Judge()
-    judge.load_state_dict(averaged(work / "judge"))
-    return judge.eval().requires_grad_(False)
+    return frozen(Judge(), work / "judge")
 
 
 def read(folder: Path = shipped.MODELS) -> tuple[Judge, Tensor]:
@@ -94,8 +93,7 @@ def material(work: Path) -> tuple[Tensor, Tensor, list[Row]]:
     pictures, rows = data.load(work)
     keep = [i for i, row in enumerate(rows) if row.head]
     pictures = pictures[keep]
-    decoder = Decoder()
-    decoder.load_state_dict(averaged(work / "decoder"))
+    decoder = frozen(Decoder(), work / "decoder")
     with torch.no_grad():
         latents = encode(encoder_of(work), pictures)
         noisy = latents + 0.15 * torch.randn(latents.shape, generator=generator(SEED, "drawn"))

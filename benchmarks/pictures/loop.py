@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gcfg import files
 from gcfg.training.run import state
+
+Network = TypeVar("Network", bound=nn.Module)
 
 SAVE_SECONDS = 150.0
 REPORT_STEPS = 50
@@ -129,3 +132,9 @@ def averaged(folder: Path) -> dict[str, Tensor]:
     if (found := state.latest(folder)) is None:
         raise SystemExit(f"'{folder}' holds no training state yet: train that stage first.")
     return dict(found.average)
+
+
+def frozen(network: Network, folder: Path) -> Network:
+    """A network with the averaged weights of a stage, to be used and not trained."""
+    network.load_state_dict(averaged(folder))
+    return network.train(False).requires_grad_(False)

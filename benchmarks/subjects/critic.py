@@ -18,7 +18,7 @@ from gcfg.training.randomness import generator
 
 from ..pictures import data, judge, subjects
 from ..pictures.labels import CHARACTERS
-from ..pictures.loop import Plan, Stage, averaged
+from ..pictures.loop import Plan, Stage, frozen
 from ..pictures.vae import Decoder
 
 SEED = 17
@@ -33,11 +33,7 @@ class Critic(nn.Module):
 
     def __init__(self):
         super().__init__()
-
-        def stage(inputs: int, outputs: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(inputs, outputs, 4, 2, 1), nn.GroupNorm(4, outputs), nn.SiLU())
-
-        self.body = nn.Sequential(stage(3, 16), stage(16, 32), stage(32, 48), nn.Flatten(),
+        self.body = nn.Sequential(judge.halved(3, 16), judge.halved(16, 32), judge.halved(32, 48), nn.Flatten(),
                                   nn.Linear(48 * 16, NONE + 1))
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -56,9 +52,7 @@ def main() -> None:
 
 
 def trained(work: Path) -> Critic:
-    critic = Critic()
-    critic.load_state_dict(averaged(work / "critic"))
-    return critic.train(False).requires_grad_(False)
+    return frozen(Critic(), work / "critic")
 
 
 class Material:
@@ -68,8 +62,7 @@ class Material:
         as_drawn, decoded, rows = judge.material(work)
         self.heads, self.heads_decoded, self.labels = as_drawn, decoded, [row.label for row in rows]
         self.portraits = torch.cat([subjects.portrait(each, as_drawn, rows) for each in CHARACTERS.values()])
-        encoder, decoder = subjects.encoder_of(work), Decoder()
-        decoder.load_state_dict(averaged(work / "decoder"))
+        encoder, decoder = subjects.encoder_of(work), frozen(Decoder(), work / "decoder")
         with torch.no_grad():
             self.portraits_decoded = decoder(encoder(self.portraits)).clamp(0, 1)
 

@@ -19,7 +19,8 @@ from gcfg.training.randomness import generator
 
 from ..pictures import composed, data
 from ..pictures.composed import COLOURS, SHAPES, TOPS, Composed
-from ..pictures.loop import Plan, Stage, averaged
+from ..pictures.judge import halved
+from ..pictures.loop import Plan, Stage, frozen
 from ..pictures.train_vae import encode, encoder_of
 from ..pictures.vae import Decoder
 from .critic import moved
@@ -39,11 +40,7 @@ class Looks(nn.Module):
 
     def __init__(self):
         super().__init__()
-
-        def stage(inputs: int, outputs: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(inputs, outputs, 4, 2, 1), nn.GroupNorm(4, outputs), nn.SiLU())
-
-        self.body = nn.Sequential(stage(3, 24), stage(24, 48), stage(48, 64), stage(64, 64), nn.Flatten(),
+        self.body = nn.Sequential(halved(3, 24), halved(24, 48), halved(48, 64), halved(64, 64), nn.Flatten(),
                                   nn.Linear(64 * 16, 64), nn.SiLU())
         self.answers = nn.ModuleDict({name: nn.Linear(64, len(kinds)) for name, kinds in ANSWERS.items()})
 
@@ -78,9 +75,7 @@ def main() -> None:
 
 
 def trained(work: Path) -> Looks:
-    looks = Looks()
-    looks.load_state_dict(averaged(work / "looks"))
-    return looks.train(False).requires_grad_(False)
+    return frozen(Looks(), work / "looks")
 
 
 class Material:
@@ -119,8 +114,7 @@ def decoded(pictures: Tensor, work: Path) -> Tensor:
     """The pictures as the autoencoder draws them of slightly noisy latents, kept in a file."""
     path = work / "looks" / "decoded.safetensors"
     if not path.is_file():
-        decoder = Decoder()
-        decoder.load_state_dict(averaged(work / "decoder"))
+        decoder = frozen(Decoder(), work / "decoder")
         with torch.no_grad():
             latents = encode(encoder_of(work), pictures)
             noisy = latents + 0.1 * torch.randn(latents.shape, generator=generator(SEED, "decoded"))
