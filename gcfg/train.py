@@ -47,10 +47,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def launch(arguments: argparse.Namespace, form: type, trainer: str) -> None:
     """Run one of the trainers of ``host.training.command_line`` with settings of a form, in a host started for it."""
-    from .training import settings as files
+    from .training import settings_file
 
     here = arguments.settings.resolve().parent
-    settings = located(files.read(arguments.settings, form), here)
+    settings = located(settings_file.read(arguments.settings, form), here)
     named = {name: str(Path(path).expanduser().resolve()) for name in ("checkpoint", "folder", "output")
              if (path := getattr(arguments, name))}
     goes_on = (here / "states").is_dir()

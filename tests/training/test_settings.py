@@ -2,7 +2,7 @@
 
 import pytest
 
-from gcfg.training import settings
+from gcfg.training import settings_file
 from gcfg.training.memory import GIB, Plan, plan
 from gcfg.training.settings import Settings, SettingsError
 
@@ -17,7 +17,7 @@ def test_the_default_is_the_papers_recipe():
 def test_toml_there_and_back(tmp_path):
     before = Settings(folder='C:\\pictures "of" Jö', learning_rate=3e-5, rank=4, method="LoRA", flip=False)
     (tmp_path / "run.toml").write_text(before.to_toml(), encoding="utf-8")
-    assert settings.read(tmp_path / "run.toml") == before
+    assert settings_file.read(tmp_path / "run.toml") == before
 
 
 @pytest.mark.parametrize("text, words", [
@@ -35,12 +35,12 @@ def test_toml_there_and_back(tmp_path):
 def test_errors_name_the_setting(tmp_path, text, words):
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(SettingsError, match=words):
-        settings.read(tmp_path / "run.toml")
+        settings_file.read(tmp_path / "run.toml")
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(SettingsError, match="could not be read"):
-        settings.read(tmp_path / "none.toml")
+        settings_file.read(tmp_path / "none.toml")
 
 
 def test_what_may_change_when_a_run_goes_on():

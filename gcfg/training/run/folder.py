@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ... import files
-from .. import settings as settings_file
+from .. import settings_file
 from ..settings import Settings, SettingsError
 
 COLUMNS = ("step", "loss", "held_out_loss", "learning_rate", "gradient_norm")
