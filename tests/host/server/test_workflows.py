@@ -136,10 +136,12 @@ def without_picture(frontend, tries=40):
     """The nodes of the open workflow that show pictures, and have none after some seconds, neither has its app."""
     waiting = {key: node for key, node in frontend.to_api().items() if node["class_type"] in SHOWING}
     assert waiting
-    for _ in range(tries):
+    for attempt in range(1, tries + 1):
         waiting = {key: node for key, node in waiting.items() if not is_shown(frontend, int(key), node["inputs"])}
         if not waiting:
             break
+        if not attempt % 8:
+            frontend.read_results_again()
         frontend.page.wait_for_timeout(250)
     return list(waiting)
 

@@ -147,6 +147,14 @@ class Frontend:
         """The same of every picture in the page, an app's result among them, whose file's name begins so."""
         return self.page.evaluate(_SHOWN_BY_NAME, name)
 
+    def read_results_again(self) -> None:
+        """Make the frontend read its list of results, as it does at each message of the server.
+
+        Its own answers can overtake each other and leave it with an older list: an app then shows nothing until the
+        next message (frontend 1.49.6).
+        """
+        self.page.evaluate("() => app.api.dispatchCustomEvent('status', { exec_info: { queue_remaining: 0 } })")
+
     def graph(self) -> dict:
         """The open workflow in UI format."""
         return self.page.evaluate("() => app.graph.serialize()")
