@@ -104,7 +104,7 @@ class Step:
             batch: the executor of the wrapper around the host's batch, as ``batch``.
         """
         lanes, left_to_host = self.run.lanes, {Prediction(BASE, UNCONDITIONAL)} if own else set()
-        wanted = {p: lanes.row(p) for p in self.plan.predictions if p not in left_to_host and p not in own}
+        wanted = {p: lanes.row(p) for p in self.plan.predictions if p not in left_to_host}
         wanted |= {name: lanes.row(name) if lanes.leader(name) != BASE else row for name, row in own.items()}
         wanted = {name: row for name, row in wanted.items() if name not in self.predictions}
         reused = [name for name in wanted if self._reusable(name, wanted)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 import comfy.hooks
@@ -35,7 +35,8 @@ def row_adapter(clone: ModelPatcher, owner: ModelPatcher, hooks: Sequence[comfy.
 
     Args:
         hooks: may change the owner's weights during the run. In a model of its own they would change the clone's, so
-            both may only add where they meet: the adapter switches nothing off, and scales and turns nothing.
+            both may only add where they meet: the adapter switches nothing off, and scales and turns nothing. Bypass
+            LoRAs add to whatever a hook has made of a layer.
 
     Raises:
         NotRowwise: a patch has another shape than its weight or reaches outside the layers, a hook scales what it
@@ -49,7 +50,10 @@ def row_adapter(clone: ModelPatcher, owner: ModelPatcher, hooks: Sequence[comfy.
         (plain, turned), (other, turned_there) = as_patches(clone), as_patches(owner)
         if turned_there:
             raise NotRowwise(f"the base's own bypass adapter turns the output of {min(turned_there)}")
-        kept = made_for, _Differences(plain, other, bool(hooks)).adapter(turned, scaled)
+        differences = _Differences(plain, other, bool(hooks))
+        if clash := min(scaled & differences.in_weights(differing(clone, owner)), default=None):
+            raise NotRowwise(f"a LoRA hook does more than to add to {clash}, which the clone's patches change, too")
+        kept = made_for, differences.adapter(turned)
         clone.set_attachments(KEPT, kept)  # for the next run with the same inputs
     return kept[1]
 
@@ -65,27 +69,39 @@ def scaled_by(hooks: Sequence[comfy.hooks.WeightHook], owner: ModelPatcher) -> f
                      if not all(only_adds(data) and keep == 1.0 for _, data, keep, *_ in patches))
 
 
+def differing(clone: ModelPatcher, owner: ModelPatcher) -> dict[str, int]:
+    """By weight, how many of its first patches two MODELs share; without those that share all."""
+    found = {}
+    for key in dict.fromkeys([*clone.patches, *owner.patches]):
+        ours, theirs = clone.patches.get(key, []), owner.patches.get(key, [])
+        shared = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if not _same(a, b)),
+                      min(len(ours), len(theirs)))
+        if shared < max(len(ours), len(theirs)):
+            found[key] = shared
+    return found
+
+
 class _Differences:
     """The patches by which a clone differs from the MODEL whose module runs it."""
 
     def __init__(self, clone: ModelPatcher, owner: ModelPatcher, hooked: bool):
         self.clone, self.owner, self.hooked = clone, owner, hooked
         self.common, self.added, self.removed = {}, {}, {}
-        for key in dict.fromkeys([*clone.patches, *owner.patches]):
+        for key, shared in differing(clone, owner).items():
             ours, theirs = clone.patches.get(key, []), owner.patches.get(key, [])
-            same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if not _same(a, b)),
-                        min(len(ours), len(theirs)))
-            if len(ours) > same or len(theirs) > same:
-                self.common[key], self.added[key], self.removed[key] = ours[:same], ours[same:], theirs[same:]
+            self.common[key], self.added[key], self.removed[key] = ours[:shared], ours[shared:], theirs[shared:]
 
-    def adapter(self, turned: Mapping[str, tuple], scaled: frozenset[str]) -> RowAdapter:
-        """The differences, and by layer what turns its output afterwards.
+    def in_weights(self, patched: Container[str]) -> set[str]:
+        """Weights that a hook changes together with the differences; what a bypass LoRA adds comes after the layer.
 
         Args:
-            scaled: weights to which the differences must not add.
+            patched: weights whose own patches differ, without those of bypass loaders.
         """
-        if clash := min(scaled & self.added.keys(), default=None):
-            raise NotRowwise(f"a LoRA hook does more than to add to {clash}, which the clone's patches change, too")
+        return {key for key in self.added if key in patched or not all(
+            only_adds(data) for _, data, *_ in (*self.added[key], *self.removed[key]))}
+
+    def adapter(self, turned: Mapping[str, tuple]) -> RowAdapter:
+        """The differences, and by layer what turns its output afterwards."""
         constants = {} if self.hooked else self._constants()
         layers: dict[str, LayerChange] = {}
         for key in self.added:

@@ -1,8 +1,10 @@
 """Other guiders and samplers of the host: what their baseline is, second stages, latents that change size."""
 
+import comfy.conds
 import comfy.samplers
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_advanced_samplers as advanced
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras import nodes_perpneg
@@ -60,6 +62,36 @@ def test_perp_neg_guider_is_measured_from_its_empty_prompt(tiny, base, concept, 
     assert relative(result, plain + 1.5 * (dc - de)) < 1e-4
 
 
+def test_the_previous_guidance_of_the_second_is_the_first(tiny, base, concept, prompts):
+    """Which the host computes, in the guider as under the patch."""
+    positive, negative = prompts
+    chain = [Link(model=concept, reference="previous guidance")]
+    expected = stock(apply(base, chain), positive, negative, tiny.latent())
+    guider = Guider(base, negative, [Link(conditioning=positive, scale=2.5), *chain])
+    assert torch.equal(guided(guider, tiny.latent()), expected)
+    from_unconditional = stock(apply(base, [Link(model=concept)]), positive, negative, tiny.latent())
+    assert relative(expected, from_unconditional) > 0.01
+
+
+class FromOther(comfy.samplers.CFGGuider):
+    """Guides away from another conditioning than its negative."""
+
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
+        conds = [self.conds["positive"], self.conds["other"]]
+        predictions = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
+        return comfy.samplers.cfg_function(self.inner_model, *predictions, self.cfg, x, timestep, model_options,
+                                           *conds)
+
+
+def test_a_guidance_is_measured_from_what_the_guider_guides_away_from(tiny, base, concept, prompts):
+    (positive, negative), other, latent = prompts, tiny.conditioning(3), tiny.latent()
+    guider = FromOther(apply(base, [Link(model=concept, conditioning=tiny.conditioning(4), scale=1.5)]))
+    guider.inner_set_conds({"positive": positive, "negative": negative, "other": other})
+    guider.set_cfg(2.5)
+    do, dp, dc = (denoised(*p, latent) for p in ((base, other), (base, positive), (concept, tiny.conditioning(4))))
+    assert relative(guided(guider, latent, steps=1), do + 2.5 * (dp - do) + 1.5 * (dc - do)) < 1e-4
+
+
 def noise_levels(base, steps):
     return comfy.samplers.calculate_sigmas(base.get_model_object("model_sampling"), "karras", steps)
 
@@ -114,3 +146,49 @@ def test_a_guider_of_two_patched_models(tiny, base, concept, prompts):
     for model in (base, apply(base, [Link(model=concept, scale=0.5)])):
         with pytest.raises(ValueError, match="A model beside the sampler's own carries GCFG guidances"):
             run(model, patched)
+
+
+class Direct(comfy.samplers.CFGGuider):
+    """Runs no wrapper around its predictions, as the guider of KSampler with NAG."""
+
+    def __call__(self, x, timestep, model_options=None, seed=None):
+        return self.predict_noise(x, timestep, model_options=model_options, seed=seed)
+
+
+def test_a_guider_that_runs_no_wrappers(tiny, base, concept, prompts):
+    patched = apply(base, [Link(model=concept)])
+    guider = Direct(patched)
+    guider.set_conds(*prompts)
+    guider.set_cfg(2.5)
+    assert torch.equal(guided(guider, tiny.latent()), stock(patched, *prompts, tiny.latent()))
+
+
+def test_a_guider_that_asks_another_model_first(tiny, base, concept, prompts):
+    if not hasattr(custom, "Guider_DualModel"):
+        pytest.skip("this host has no DualModelGuider")
+
+    class NegativeFirst(custom.Guider_DualModel):
+        def predict_noise(self, x, timestep, model_options=None, seed=None):
+            comfy.samplers.calc_cond_batch(self.uncond_inner, [self._uncond_conds], x, timestep, model_options)
+            return super().predict_noise(x, timestep, model_options, seed)
+
+    def result(kind):
+        guider = kind(apply(base, [Link(model=concept)]), tiny.sd15(3))
+        guider.set_conds(*prompts)
+        guider.set_cfg(2.5)
+        return guided(guider, tiny.latent())
+    assert torch.equal(result(NegativeFirst), result(custom.Guider_DualModel))
+
+
+def test_what_a_pack_says_to_the_model_during_a_step_is_said_of_every_row(tiny, base, prompts):
+    def adding(executor, model, conds, *args):
+        told = {"of_pack": comfy.conds.CONDConstant(1.0)}
+        return executor(model, [[{**c, "model_conds": {**c["model_conds"], **told}} for c in part] for part in conds],
+                        *args)
+    base.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "pack", adding)
+    seen = []
+    handle = base.model.diffusion_model.register_forward_pre_hook(
+        lambda network, args, kwargs: seen.append((len(args[0]), "of_pack" in kwargs)), with_kwargs=True)
+    stock(apply(base, [Link(conditioning=tiny.conditioning(3))]), *prompts, tiny.latent())
+    handle.remove()
+    assert seen == [(3, True)] * 4

@@ -98,6 +98,15 @@ def test_pre_cfg_functions_change_the_hosts_guidance_alone(tiny, base, concept, 
     assert relative(results[0], stock(apply(base, links), positive, negative, tiny.latent())) > 0.01
 
 
+def test_what_a_pre_cfg_function_makes_of_the_unconditional_is_no_baseline(tiny, base, concept, prompts):
+    positive, negative = prompts
+    clone = base.clone()
+    clone.set_model_sampler_pre_cfg_function(by_copy)
+    d0, dc = (stock(m, negative, negative, tiny.latent(), cfg=1.0, steps=1) for m in (base, concept))
+    result = stock(apply(clone, [Link(model=concept, scale=1.5)]), positive, negative, tiny.latent(), steps=1)
+    assert relative(result, stock(clone, positive, negative, tiny.latent(), steps=1) + 1.5 * (dc - d0)) < 1e-4
+
+
 def test_a_patch_that_knows_two_roles_only(tiny, base, concept, prompts):
     positive, negative = prompts
     seen = []

@@ -262,6 +262,19 @@ def test_a_hook_that_scales_what_an_adapter_adds_to_takes_a_copy(tiny, base, pro
         assert relative(one, two) < 1e-4
 
 
+@bypassed
+@pytest.mark.parametrize("kind", ["dora", "oft", "set"])
+@pytest.mark.parametrize("bypass", ["lora", "lokr", "dora", "boft"])
+def test_a_hook_that_scales_what_a_bypass_adapter_adds_to(tiny, base, prompts, kind, bypass):
+    """Such an adapter acts behind the layer, whatever the hook made of it: refused -> rows, as in its own model."""
+    positive, negative = prompts
+    group = comfy.hooks.create_hook_lora(getattr(File(5), kind)(), 0.7, 0.0)
+    hooked = [[tiny.conditioning(3)[0][0], {"hooks": group}]]
+    one, two = (gcfg(base, positive, negative, tiny.latent(), links=[
+        Link(model=injected(model, bypass), conditioning=hooked)]) for model in (base, tiny.sd15(1)))
+    assert relative(one, two) < 1e-4
+
+
 def test_several_kinds_in_one_chain(tiny, base, prompts):
     positive, negative = prompts
 

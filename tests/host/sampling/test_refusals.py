@@ -1,7 +1,10 @@
 """What cannot work is refused before sampling, in a sentence that names the models and the remedy."""
 
+import comfy.hooks
+import nodes
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras import nodes_differential_diffusion, nodes_model_advanced, nodes_pag
 
@@ -10,6 +13,7 @@ from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.guider import Guider
 from gcfg_pack.gcfg.host.sampling.patch import apply
 from gcfg_pack.nodes.guidance import GCFGGuidance
+from harness.models.weights import draw
 from harness.node import call
 from harness.sampling import counted, gcfg, guided, stock
 
@@ -131,3 +135,45 @@ def test_functions_of_a_whole_guidance_on_one_model(tiny, base, concept):
             gcfg(base, positive, negative, tiny.latent(), call(node, concept, 0.5)[0])
     rescaled = call(nodes_model_advanced.RescaleCFG, base, 0.5)[0]
     gcfg(rescaled, positive, negative, tiny.latent(), rescaled.clone())
+
+
+def with_controlnet(conditioning, net):
+    hint = draw("hint", (1, 64, 64, 3), 1)
+    return nodes.ControlNetApplyAdvanced().apply_controlnet(conditioning, [], net, hint, 1.0, 0.0, 1.0)[0]
+
+
+def test_latents_of_another_scale_are_refused(tiny, base, concept):
+    sampling = type(base.get_model_object("model_sampling"))(base.model.model_config)
+    sampling.sigma_data = 0.5
+    concept.add_object_patch("model_sampling", sampling)
+    with pytest.raises(ValueError, match=r"differently scaled latents \(sigma_data 0.5 and 1.0\)"):
+        apply(base, [Link(model=concept)])
+
+
+def test_nan_does_not_name_the_sound_guidances(tiny, base, concept, prompts):
+    with torch.no_grad():
+        concept.model.diffusion_model.out[2].bias.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="NaN or infinity") as error:
+        stock(apply(base, [Link(model=concept, name="Broken"), Link(conditioning=tiny.conditioning(3), name="Sound")]),
+              *prompts, tiny.latent())
+    assert "'Broken'" in str(error.value) and "Sound" not in str(error.value)
+
+
+def test_a_controlnet_that_wraps_a_run_is_refused_on_a_guidance_alone(tiny, base, prompts):
+    """As Reference of Advanced-ControlNet does; on the sampler's own conditionings it is found."""
+    positive, negative = prompts
+    wrapping = with_controlnet(positive, tiny.controlnet())
+
+    def around(executor, *args, **kwargs):
+        return executor(*args, **kwargs)
+    group = comfy.hooks.HookGroup()
+    group.add(comfy.hooks.TransformerOptionsHook(transformers_dict={
+        "wrappers": {WrappersMP.OUTER_SAMPLE: {"pack": [around]}}}))
+    wrapping[0][1]["control"].extra_hooks = group
+    behind = with_controlnet(tiny.conditioning(3), tiny.controlnet())
+    behind[0][1]["control"].set_previous_controlnet(wrapping[0][1]["control"])
+    for conditioning in (wrapping, behind):
+        with pytest.raises(ValueError, match="Style: .* ControlNet that takes over a whole sampler"):
+            stock(apply(base, [Link(conditioning=conditioning, name="Style")]), positive, negative, tiny.latent())
+    style = [[tiny.conditioning(3)[0][0], dict(wrapping[0][1])]]
+    stock(apply(base, [Link(conditioning=style, name="Style")]), wrapping, negative, tiny.latent(), steps=1)

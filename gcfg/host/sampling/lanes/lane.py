@@ -16,7 +16,6 @@ from comfy.samplers import CFGGuider
 
 from ....guidance import BASE
 from ....rows.network import RowAdapter
-from ... import KEY
 from ...models import same_modules, same_options, same_weights
 from ...weights.bypass import as_patches
 from ...weights.copies import with_own_weights
@@ -61,17 +60,12 @@ class Lane:
         return self.guider.model_options
 
     def prepare(self, base_options: dict) -> None:
-        """Give it model options of its own, as the host prepares those of a sampler's MODEL.
-
-        This pack's wrappers are taken out, so that a clone of the base does not run the recipe again.
-        """
+        """Give it model options of its own, as the host prepares those of a sampler's MODEL."""
         self.guider = CFGGuider(self.patcher if self.patcher.model is self.owner.model else self.owner)
         self.guider.conds, self.guider.inner_model = self.conds, self.owner.model
         self.guider.model_options = options = create_model_options_clone(self.patcher.model_options)
         self.patched, self.in_pairs = has_patches_beyond(options, base_options), needs_pairs(options, self.owner)
         prepare_model_patcher(self.patcher, {}, options)
-        for by_key in options["transformer_options"].get("wrappers", {}).values():
-            by_key.pop(KEY, None)
 
     def within_wrappers(self, call: Callable, label: str) -> Callable:
         """A call of a whole run, within what its MODEL's packs wrap around one.
