@@ -76,7 +76,7 @@ def make(tmp_path, pictures):
         values = {"resolution": 64, "batch": 4, "target_steps": 8, "learning_rate": 1e-2, "held_out_every": 4,
                   "save_every": 3, "preview_every": 0, "ema_decay": 0.9, "held_out": 1}
         settings = Settings(**values | changes)
-        source = dataset.Source(str(pictures), 64, settings.crop == "square", settings.flip)
+        source = dataset.Source(str(pictures), settings.resolution, settings.crop == "square", settings.flip)
         latents = dataset.cache(source, tmp_path / "latents", "averaging", encode).found
         network = network or Network(dtype=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32)
         loss = DiffusionLoss(network, noised, denoised, SIGMAS, settings.min_snr)

@@ -96,6 +96,28 @@ def test_interrupted_caching_keeps_what_is_done(tmp_path):
     assert len(calls) == 8
 
 
+def test_latents_are_read_as_numpy_wrote_them(tmp_path):
+    values = np.random.default_rng(0).standard_normal((2, 5, 8, 12)).astype(np.float16)
+    path = tmp_path / "a.npy"
+    dataset.store(path, np.asfortranarray(values))
+    assert np.array_equal(np.load(path), values)
+    latent = dataset.Latent("a.png", str(path), (4, 8, 12), masked=True, mirrored=True)
+    for mirrored in (False, True):
+        assert np.array_equal(latent.load(mirrored).numpy(), values[int(mirrored), :4].astype(np.float32))
+    assert np.array_equal(latent.mask().numpy(), values[1, 4:].astype(np.float32))
+
+
+@pytest.mark.parametrize("spoil", [lambda c: b"", lambda c: c[:9], lambda c: c[:100], lambda c: c[:-1],
+                                   lambda c: c.replace(b"<f2", b"|O8"), lambda c: c.replace(b"False", b"True "),
+                                   lambda c: c.replace(b"NUMPY\1", b"NUMPY\2"), lambda c: c.replace(b"(2", b"((")])
+def test_damaged_latents_are_said_to_be_gone(tmp_path, spoil):
+    path = tmp_path / "a.npy"
+    dataset.store(path, np.zeros((2, 4, 8, 8), np.float16))
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(dataset.LatentsGone, match="latents of 'a.png' cannot be read"):
+        dataset.Latent("a.png", str(path), (4, 8, 8)).load(True)
+
+
 def test_mirrored_copy(tmp_path):
     latents = dataset.cache(source(draw_pictures(tmp_path / "p", 1)), tmp_path / "c", "vae", encode)
     plain, mirrored = (latents.found[0].load(flip) for flip in (False, True))
@@ -134,6 +156,17 @@ def test_order_shows_every_picture_once_an_epoch_and_depends_on_the_step_alone()
     assert sum(len({shapes[i] for i in batch}) == 1 for batch in epoch) >= 3
     assert epoch != [order.at(step) for step in range(4, 8)]
     assert batches.Order(shapes, 4, seed=3).at(2) == epoch[2]
+
+
+def test_order_without_mixed_batches_completes_each_shape_from_itself():
+    shapes = [(4, 8, 8)] * 9 + [(4, 8, 16)]
+    order = batches.Order(shapes, 4, seed=3, mixed=False)
+    epoch = [order.at(step) for step in range(4)]
+    assert all(len(batch) == 4 and len({shapes[i] for i in batch}) == 1 for batch in epoch)
+    assert {i for batch in epoch for i in batch} == set(range(10)) and sorted(sum(epoch, []))[-4:] == [9] * 4
+    assert sorted({i for step in range(4, 8) for i in order.at(step)}) == list(range(10))
+    one = [batches.Order([(4, 8, 8)] * 10, 4, 3, mixed) for mixed in (True, False)]
+    assert all(one[0].at(step) == one[1].at(step) for step in range(6))
 
 
 def test_order_with_fewer_pictures_than_the_batch():

@@ -5,13 +5,14 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from gcfg.training.run import folder, loop, state
 from gcfg.training.run.task import Diverged, OutOfMemory, Watch
 from gcfg.training.settings import Settings, SettingsError
 from gcfg.training.weights.schedule import Schedule
 
-from .conftest import SIGMAS, Network, denoised, noised
+from .conftest import SIGMAS, Network, denoised, draw_pictures, noised
 
 
 class StopAfter(Watch):
@@ -192,6 +193,39 @@ def test_fused_backward_learns_and_goes_on(make):
     last = make("parts", **changes)
     last.run()
     assert equal(final(whole), final(last))
+
+
+def test_fused_backward_updates_each_weight_once_a_step(make, tmp_path):
+    draw_pictures(tmp_path / "pictures", 9, 192, wide=3)
+    run = make("run", fused_backward=True, optimizer="adafactor", target_steps=6, resolution=192)
+    assert len({latent.shape for latent in run.loader.latents}) == 2
+    run.run()
+    assert {int(value) for name, value in run.optimizer.tensors().items() if name.endswith("/step")} == {6}
+    history = run.record.table()
+    assert torch.isfinite(history[history[:, 0] > 0, 4]).all()
+
+
+def test_a_fused_backward_pass_is_the_same_step(make):
+    """Without clipping, which is of each weight there, of all together otherwise."""
+    runs = [make(str(fused), fused_backward=fused, optimizer="adamw", gradient_clip=0.0, target_steps=3, micro_batch=4)
+            for fused in (False, True)]
+    for run in runs:
+        run.run()
+    assert len(runs[0].optimizer.groups) == 1 and len(runs[1].optimizer.groups) > 2
+    assert torch.allclose(*(run.record.table()[1:] for run in runs), equal_nan=True)
+    assert equal(*({name: value for name, value in final(run).items() if name != "history"} for run in runs))
+
+
+def test_weights_without_a_gradient_are_left_alone_in_a_fused_backward_pass(make):
+    class Partial(Network):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Linear(3, 3)
+    run = make("run", None, Partial(), fused_backward=True, optimizer="adafactor", target_steps=2)
+    before = run.task.parameters["unused.weight"].detach().clone()
+    run.run()
+    assert torch.equal(run.task.parameters["unused.weight"], before)
+    assert run.optimizer.tensors()["level.weight/step"] == 2
 
 
 def test_previews_use_the_average_and_are_due_at_the_end(make):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -24,11 +26,18 @@ class Order:
 
     A batch holds pictures of one shape as far as an epoch has enough of that shape; what is left fills mixed batches,
     the last of which is completed from the epoch's beginning.
+
+    Args:
+        shapes: of the pictures.
+        batch: pictures of a step.
+        seed: of the order.
+        mixed: whether there are mixed batches; otherwise what is left of a shape is completed from its own pictures.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], batch: int, seed: int):
-        self.shapes, self.batch, self.seed = shapes, batch, seed
-        self.per_epoch = -(-len(shapes) // batch)
+    def __init__(self, shapes: Sequence[tuple[int, ...]], batch: int, seed: int, mixed: bool = True):
+        self.shapes, self.batch, self.seed, self.mixed = shapes, batch, seed, mixed
+        counts = [len(shapes)] if mixed else Counter(shapes).values()
+        self.per_epoch = sum(-(-count // batch) for count in counts)
         self._epoch, self._batches = -1, []
 
     def at(self, step: int) -> list[int]:
@@ -46,14 +55,19 @@ class Order:
         for i in order:
             by_shape.setdefault(self.shapes[i], []).append(i)
         for members in by_shape.values():
+            if not self.mixed:
+                members += self._missing(members, members)
             whole = len(members) // self.batch * self.batch
             batches += [members[k:k + self.batch] for k in range(0, whole, self.batch)]
             rest += members[whole:]
         if rest:
-            missing = -len(rest) % self.batch
-            rest += (order * (missing // len(order) + 1))[:missing]
+            rest += self._missing(rest, order)
             batches += [rest[k:k + self.batch] for k in range(0, len(rest), self.batch)]
         return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]
+
+    def _missing(self, members: Sequence[int], others: Sequence[int]) -> list[int]:
+        """As many of the others as fill the last batch of these members."""
+        return list(islice(cycle(others), -len(members) % self.batch))
 
 
 def micro_batches(shapes: Mapping[int, tuple[int, ...]], size: int) -> list[list[int]]:
@@ -77,7 +91,8 @@ class Loader:
 
     def __init__(self, latents: Sequence[Latent], settings: Settings, device: torch.device):
         self.latents, self.settings, self.device = latents, settings, device
-        self.order = Order([latent.shape for latent in latents], settings.batch, settings.seed)
+        self.order = Order([latent.shape for latent in latents], settings.batch, settings.seed,
+                           mixed=not settings.fused_backward)  # which updates weights after every micro-batch
         self._thread = ThreadPoolExecutor(1, "GCFG loader")
         self._prepared: dict[int, Future] = {}
 

@@ -79,7 +79,7 @@ def offset_noise(noise: Tensor, offset: Tensor, strength: float) -> Tensor:
         offset: (B, C, 1, 1), normal.
         strength: 0.05 to 0.1 are usual; 0 changes nothing.
     """
-    return noise + strength * offset
+    return noise + strength * offset if strength else noise
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..data.dataset import Latent
 from ..memory import Plan
 from ..settings import Settings
 from ..weights import shards
-from ..weights.optimizers import Optimizer, gradient_norm
+from ..weights.optimizers import Optimizer, gradient_norm, gradient_norms
 from . import distributed
 from .task import Diverged, OutOfMemory, Task, is_out_of_memory
 
@@ -47,17 +47,17 @@ class Stepper:
         self.whole, self.together = True, False
 
     def take(self, step: int, rate: float) -> tuple[float, float]:
-        """The step that follows ``step`` steps: its loss and the norm of its gradient, NaN in a fused backward pass.
+        """The step that follows ``step`` steps: its loss and the norm of its gradient before it was clipped.
 
         Raises:
             Diverged: a loss or a gradient is not finite; no weight has been updated by it.
             OutOfMemory: for the second time, or in the update of the weights.
             LatentsGone: of a picture.
         """
-        self.whole, norm = True, math.nan
+        self.whole = True
         try:
             if self.settings.fused_backward:
-                loss = float(self._fused(step, rate).sum()) / self.settings.batch
+                loss, norm = self._fused(step, rate)
             else:
                 loss, norm = self._clip(step, self._backward_in_memory(step))
                 self.whole = False
@@ -118,23 +118,28 @@ class Stepper:
         raise OutOfMemory(f"out of memory at step {step + 1} with micro-batches of {self.micro_batch} "
                           f"({failure[:200]}).")
 
-    def _fused(self, step: int, rate: float) -> Tensor:
-        """Forward and backward pass in which every weight is updated, its gradient checked and clipped by itself."""
-        limit = self.settings.gradient_clip
+    def _fused(self, step: int, rate: float) -> tuple[float, float]:
+        """Forward and backward pass in which groups of weights are updated as their gradients come; see ``_clip``."""
+        groups = [names for names, _ in self.optimizer.groups]
+        missing, squares = list(map(len, groups)), []
 
-        def hook(name: str):
-            def update(parameter: nn.Parameter) -> None:
-                norm = float(gradient_norm([parameter.grad]))
-                if not math.isfinite(norm):
-                    raise Diverged(f"the gradient of '{name}' in step {step + 1} is not finite.")
-                if limit and norm > limit:
-                    parameter.grad.mul_(limit / (norm + 1e-6))
-                self.whole = False
-                self.optimizer.step_one(name, step, rate)
-            return update
-        hooks = [p.register_post_accumulate_grad_hook(hook(name)) for name, p in self.task.parameters.items()]
+        def update(group: int) -> None:
+            squares.append(self._clip_each(step, groups[group]))
+            self.whole = False
+            self.optimizer.step_group(group, step, rate)
+
+        def arrived(group: int):
+            def hook(_: nn.Parameter) -> None:
+                missing[group] -= 1
+                if not missing[group]:
+                    update(group)
+            return hook
+        hooks = [self.task.parameters[name].register_post_accumulate_grad_hook(hook)
+                 for names, hook in zip(groups, map(arrived, range(len(groups))), strict=True) for name in names]
         try:
-            return self._backward(step)
+            losses = self._backward(step)
+            for group in filter(missing.__getitem__, range(len(groups))):  # weights without a gradient are among them
+                update(group)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -142,6 +147,19 @@ class Stepper:
         finally:
             for handle in hooks:
                 handle.remove()
+        return float(losses.sum()) / self.settings.batch, math.sqrt(sum(squares))
+
+    def _clip_each(self, step: int, names: Sequence[str]) -> float:
+        """Limit the norm of each of these weights' gradients by itself; the square of their norm before."""
+        limit = self.settings.gradient_clip
+        gradients = {name: p.grad for name in names if (p := self.task.parameters[name]).grad is not None}
+        norms = gradient_norms(list(gradients.values())).tolist() if gradients else []
+        for (name, gradient), norm in zip(gradients.items(), norms, strict=True):
+            if not math.isfinite(norm):
+                raise Diverged(f"the gradient of '{name}' in step {step + 1} is not finite.")
+            if limit and norm > limit:
+                gradient.mul_(limit / (norm + 1e-6))
+        return sum(norm * norm for norm in norms)
 
     def _backward(self, step: int) -> Tensor:
         """Gradients of this process's share of the batch; the losses (n,) of its pictures, in the order of ``_places``.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..randomness import seed_of
 from . import shards
-from .rounding import stochastic_round
+from .rounding import stochastic_round_
 
 
 def decay_at(step: int, decay: float) -> float:
@@ -45,7 +45,7 @@ class Average:
                 place = self.seed, "average", step, name, shards.part_of(self.parameters[name])
                 generator = torch.Generator(weight.device).manual_seed(seed_of(*place))
                 exact = value.to(weight.device, torch.float32).lerp_(weight.float(), 1.0 - d)
-                value.copy_(stochastic_round(exact, generator))
+                value.copy_(stochastic_round_(exact, generator))
             elif weight.device == value.device and weight.dtype == value.dtype:
                 values.append(value)
                 weights.append(weight)

@@ -1,7 +1,7 @@
 """Optimizers for weights in float32 or bfloat16.
 
 Weights in float32 share an optimizer. Those in bfloat16 are updated in groups, so that a step needs the float32 form of
-a few of them at a time only; in a fused backward pass each is updated as soon as its gradient is there.
+a few of them at a time only; in a fused backward pass a group is updated as soon as its gradients are there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..randomness import seed_of
 from ..settings import SettingsError
 from . import shards
-from .rounding import stochastic_round
+from .rounding import stochastic_round_
 
 
 def has_8_bit() -> bool:
@@ -66,7 +66,12 @@ def make(kind: str, parameters: list[nn.Parameter], weight_decay: float) -> torc
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Euclidean norm over gradients, float32."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, torch.float32)))
+    return torch.linalg.vector_norm(gradient_norms(gradients))
+
+
+def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """Euclidean norms of n gradients, (n,), float32."""
+    return torch.stack(torch._foreach_norm(gradients, 2, torch.float32))
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -81,7 +86,7 @@ class Optimizer:
         parameters: float32 or bfloat16; of those that are cut this process's rows are updated.
         kind, weight_decay: see ``make``.
         seed: of the stochastic rounding.
-        apart: whether weights are updated one by one.
+        apart: whether the groups are updated by themselves, each no larger than the largest weight.
 
     Raises:
         SettingsError: an optimizer that must see whole weights, or all of them at once, and cannot.
@@ -104,15 +109,13 @@ class Optimizer:
 
     def step(self, number: int, rate: float) -> None:
         """Update all weights by their gradients, and drop the gradients."""
-        for names, optimizer in self.groups:
-            self._update(names, optimizer, number, rate)
-
-    def step_one(self, name: str, number: int, rate: float) -> None:
-        """Update one weight, of those that are apart, by its gradient, and drop the gradient."""
-        self._update([name], self.optimizers[name], number, rate)
+        for group in range(len(self.groups)):
+            self.step_group(group, number, rate)
 
     @torch.no_grad()
-    def _update(self, names: Sequence[str], optimizer: torch.optim.Optimizer, number: int, rate: float) -> None:
+    def step_group(self, group: int, number: int, rate: float) -> None:
+        """Update the weights of one of the ``groups`` by their gradients, and drop these."""
+        names, optimizer = self.groups[group]
         apart = [name for name in names if self.parameters[name].grad is not None
                  and self.masters[name] is not self.parameters[name]]
         for name in apart:
@@ -120,6 +123,7 @@ class Optimizer:
             if parameter.dtype != torch.float32:
                 master.data = as_matrix(shards.own(parameter)).float()
             master.grad = as_matrix(shards.own(parameter.grad).contiguous()).to(master.dtype)
+            parameter.grad = None
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         for name in apart:
@@ -128,7 +132,7 @@ class Optimizer:
                 place = self.seed, "round", number, name, shards.part_of(parameter)
                 generator = torch.Generator(parameter.device).manual_seed(seed_of(*place))
                 rows = shards.own(parameter)
-                rows.copy_(stochastic_round(master.data, generator).view_as(rows))
+                rows.copy_(stochastic_round_(master.data, generator).view_as(rows))
                 master.data = torch.empty(0, device=parameter.device)
             master.grad = None
         for name in names:
@@ -174,13 +178,15 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def _together(parameters: Mapping[str, nn.Parameter], apart: bool) -> list[list[str]]:
-    """Names of weights that are updated at once: all in float32, and of the others at most ``TOGETHER`` or one."""
+    """Names of weights that are updated at once: all in float32, of others ``TOGETHER``; apart, as many as the largest.
+    """
     groups, room = [], 0
+    most = max((p.numel() for p in parameters.values()), default=0) if apart else TOGETHER
     for name, parameter in parameters.items():
-        size = 0 if parameter.dtype == torch.float32 else parameter.numel()
-        if apart or not groups or size > room:
+        size = parameter.numel() if apart or parameter.dtype != torch.float32 else 0
+        if not groups or size > room:
             groups.append([])
-            room = TOGETHER
+            room = most
         groups[-1].append(name)
         room -= size
     return groups

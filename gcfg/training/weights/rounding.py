@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 
-def stochastic_round(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Float32 to bfloat16, up or down with the probability that keeps the mean (arXiv 2010.06192, section 3).
+def stochastic_round_(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Round float32 in place to what bfloat16 has, up or down so that the mean stays (arXiv 2010.06192, section 3).
 
     Rounding to the nearest loses updates below 1/256 of a weight, which at a rate of 1e-5 are most of them.
     """
-    bits = values.contiguous().view(torch.int32)
-    noise = torch.randint(0, 1 << 16, bits.shape, generator=generator, dtype=torch.int32, device=bits.device)
-    return ((bits + noise) & -0x10000).view(torch.float32).to(torch.bfloat16)
+    bits = values.view(torch.int32)
+    bits += torch.randint(0, 1 << 16, bits.shape, generator=generator, dtype=torch.int32, device=bits.device)
+    bits &= -0x10000
+    return values
