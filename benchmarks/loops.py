@@ -34,6 +34,7 @@ def form_of(family: str, changes: dict, args: Namespace, now: Callable):
     from gcfg_pack.gcfg.host.training.models.trainable import Trainable
     from gcfg_pack.gcfg.nulltext.attention import cross_attention_blocks
     from gcfg_pack.gcfg.training import memory
+    from gcfg_pack.gcfg.training.run import loop  # noqa: F401  here, so that its modules are in no side's memory
     from gcfg_pack.gcfg.training.settings import Settings
     from gcfg_pack.gcfg.training.weights import optimizers
     from harness.models import tiny
@@ -107,7 +108,7 @@ def plain(family: str, changes: dict, args: Namespace, now: Callable) -> Loop:
         with torch.autocast(args.device, form.autocast, enabled=form.autocast is not None):
             return losses(latents[rows], torch.randn_like(latents[rows]), torch.rand(len(rows), device=args.device), [])
     average = [p.detach().to("cpu" if plan.ema_on_cpu else args.device, torch.float32, copy=True) for p in parameters]
-    step, state = by_hand(parameters, average, loss, plan.optimizer, plan.micro_batch)
+    step, state = by_hand(parameters, average, loss, plan.optimizer, plan.micro_batch, settings.fused_backward)
     return Loop(differentiably(step), lambda: [*weights_of(form, settings), *state(), *average], plan.optimizer, before)
 
 
@@ -133,35 +134,51 @@ def diffusers(family: str, changes: dict, args: Namespace, now: Callable) -> Loo
     return Loop(step, lambda: [*parameters, *average, *state()], "adamw", before)
 
 
-def by_hand(parameters: list, average: list, loss: Callable, kind: str, micro_batch: int):
-    """A step of a plain loop, and what its optimizer holds. Weights in bfloat16 are rounded stochastically, as ours."""
-    rounded = [p for p in parameters if p.dtype != torch.float32]
-    masters = [torch.nn.Parameter(p.detach().float()) for p in rounded] if rounded else parameters
-    if kind == "adamw":
-        optimizer = torch.optim.AdamW(masters, lr=1e-5, weight_decay=1e-2, fused=True)
-    else:
-        optimizer = torch.optim.Adafactor(masters, lr=1e-5, weight_decay=1e-2)
+def by_hand(parameters: list, average: list, loss: Callable, kind: str, micro_batch: int, fused: bool = False):
+    """A step of a plain loop, and what its optimizers hold. Weights in bfloat16 are rounded stochastically, as ours.
 
-    @torch.no_grad()
-    def update() -> None:
-        for parameter, master in zip(rounded, masters, strict=False):
-            master.data, master.grad = parameter.float(), parameter.grad.float()
-        optimizer.step()
-        for parameter, master in zip(rounded, masters, strict=False):
-            bits = master.data.view(torch.int32)
-            bits += torch.randint_like(bits, 1 << 16)
-            parameter.copy_((bits & -0x10000).view(torch.float32))
-            master.data, master.grad = torch.empty(0), None
-        torch._foreach_lerp_(average, [p.detach().to(a) for p, a in zip(parameters, average, strict=True)], 0.01)
+    With ``fused`` every weight has an optimizer of its own, which a hook calls as soon as its gradient is there.
+    """
+    parts = [Part([p], kind) for p in parameters] if fused else [Part(parameters, kind)]
+    for part in parts if fused else ():
+        part.parameters[0].register_post_accumulate_grad_hook(lambda _, part=part: part.update())
 
     def step() -> None:
         for rows in torch.randperm(PICTURES)[:BATCH].split(micro_batch):
             (loss(rows).sum() / BATCH).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        update()
-        for parameter in parameters:
+        for part in () if fused else parts:
+            part.update()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, [p.to(a) for p, a in zip(parameters, average, strict=True)], 0.01)
+    return step, lambda: [tensor for part in parts for state in part.optimizer.state.values()
+                          for tensor in state.values() if isinstance(tensor, torch.Tensor)]
+
+
+class Part:
+    """Weights that are clipped and updated together by hand, and their optimizer."""
+
+    def __init__(self, parameters: list, kind: str):
+        self.parameters = parameters
+        self.rounded = [p for p in parameters if p.dtype != torch.float32]
+        self.masters = [torch.nn.Parameter(p.detach().float()) for p in self.rounded] or parameters
+        self.optimizer = torch.optim.AdamW(self.masters, lr=1e-4, weight_decay=1e-2, fused=True) if kind == "adamw" \
+            else torch.optim.Adafactor(self.masters, lr=1e-4, weight_decay=1e-2, eps=(None, 1.0))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        pairs = list(zip(self.rounded, self.masters, strict=False))
+        for parameter, master in pairs:
+            master.data, master.grad = parameter.float(), parameter.grad.float()
+        self.optimizer.step()
+        for parameter, master in pairs:
+            bits = master.data.view(torch.int32)
+            bits += torch.randint_like(bits, 1 << 16)
+            bits &= -0x10000
+            parameter.copy_(master.data)
+            master.data, master.grad = torch.empty(0), None
+        for parameter in self.parameters:
             parameter.grad = None
-    return step, lambda: [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
 
 
 LOOPS = {"ours": ours, "plain": plain, "diffusers": diffusers}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
-from weakref import WeakValueDictionary
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +35,18 @@ class CopyOnWrite(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.kept: dict[int, WeakValueDictionary[int, Tensor]] = {}  # by memory
+        self.kept: dict[int, list[ReferenceType[Tensor]]] = {}  # by memory
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         for position, name in _written(function):
             value = args[position] if position < len(args) else kwargs[name]
             for tensor in value if isinstance(value, list | tuple) else (value,):
-                for alias in list(self.kept.pop(_memory(tensor), {}).values()):
-                    alias.data = alias.clone()
+                for kept in self.kept.pop(_memory(tensor), ()):
+                    if (alias := kept()) is not None:
+                        alias.data = alias.clone()
         output = function(*args, **kwargs or {})
         if function is DETACH:
-            self.kept.setdefault(_memory(output), WeakValueDictionary())[id(output)] = output
+            self.kept.setdefault(_memory(output), []).append(ref(output))
         return output
 
 
