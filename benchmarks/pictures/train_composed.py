@@ -71,11 +71,13 @@ class Mixed:
             latents = torch.cat([self.latents["left"][sides[0]], self.latents["right"][sides[1]]], 3)
             said = [f" {dice.choice(JOINS)} ".join(self.captions[i](dice) for i in pair)
                     for pair in zip(*sides, strict=True)]
-        said = [text if dice.random() < 0.9 else "" for text in said]
-        return latents, self.text(self.text.rows_of(torch.tensor([self.tokenize(text) for text in said])))
+        return latents, self.read([text if dice.random() < 0.9 else "" for text in said])
 
-    def _one(self, dice: random.Random) -> int:
-        return dice.randrange(self.artwork) if dice.random() < ARTWORK else dice.randrange(self.artwork,
+    def read(self, texts: list[str]) -> Tensor:
+        return self.text(self.text.rows_of(torch.tensor([self.tokenize(text) for text in texts])))
+
+    def _one(self, dice: random.Random, artwork: float = ARTWORK) -> int:
+        return dice.randrange(self.artwork) if dice.random() < artwork else dice.randrange(self.artwork,
                                                                                            len(self.captions))
 
 
@@ -90,7 +92,7 @@ def main() -> None:
     family, shown = prepared(settings.work)
     stage = Stage(settings.work / "composed", family, PLAN)
     stage.run(denoising(family.unet, shown, "composed"), settings.minutes)
-    print(write(settings.work, family.text.tokens, shown.tokenize))
+    print(write(settings.work, "composed", family.text.tokens, shown.tokenize))
 
 
 def prepared(work: Path) -> tuple[Family, Mixed]:
@@ -143,10 +145,10 @@ def encoded(pictures: Tensor, work: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def write(work: Path, tokens: Tensor, table: Table) -> Path:
-    """Write the averaged weights as the shipped family lies in ``models/``, and its checkpoint; the path of that."""
-    folder, vae = work / "composed" / "models", shipped.part(pack.base(work, "pairs"), "vae.")
-    tensors = averaged(work / "composed") | {f"vae.{name}": value for name, value in vae.items()}
+def write(work: Path, stage: str, tokens: Tensor, table: Table) -> Path:
+    """Write a stage's averaged weights as the shipped family lies in ``models/``, and its checkpoint; its path."""
+    folder, vae = work / stage / "models", shipped.part(pack.base(work, "pairs"), "vae.")
+    tensors = averaged(work / stage) | {f"vae.{name}": value for name, value in vae.items()}
     checkpoint.write(folder / "base.safetensors", shipped.half(tensors | {"text.tokens": tokens}),
                      {"credit": expand.CREDIT, "kind": "narrow base, see shipped.py"})
     (folder / "words.json").write_text(json.dumps(table.pieces), "utf-8")

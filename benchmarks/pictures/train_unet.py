@@ -218,10 +218,18 @@ def text_encoder(work: Path) -> TextEncoder:
     return encoder.requires_grad_(False)
 
 
-def denoising(network: UNet, shown: Examples, stage: str, wide: pairs.Pairs | None = None, batch: int = BATCH):
-    """The loss of step i; with wide examples half as many of these in every fourth one (``pairs.at``)."""
+def denoising(network: UNet, shown: Examples, stage: str, wide: pairs.Pairs | None = None, batch: int = BATCH,
+              early: bool = False):
+    """The loss of step i; with wide examples half as many of these in every fourth one (``pairs.at``).
+
+    ``early``: half of the times are drawn from the noisier half again, and noise at a signal-to-noise ratio below 1
+    weighs by that ratio's inverse root, for what is decided while nothing is seen yet.
+    """
     alphas = alphas_cumprod()
-    weight = (alphas / (1 - alphas)).clamp(max=MIN_SNR) / (alphas / (1 - alphas))
+    ratio = alphas / (1 - alphas)
+    weight = ratio.clamp(max=MIN_SNR) / ratio
+    if early:
+        weight = weight * ratio.clamp(max=1.0).rsqrt()
     network.to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> Tensor:
@@ -229,6 +237,8 @@ def denoising(network: UNet, shown: Examples, stage: str, wide: pairs.Pairs | No
                              shown.draw(batch, stage, step))
         source = generator(SEED, stage, step)
         times = torch.randint(0, 1000, (len(latents),), generator=source)
+        if early:
+            times[1::2] = 500 + times[1::2] // 2
         noise = torch.randn(latents.shape, generator=source)
         alpha = alphas[times].view(-1, 1, 1, 1)
         noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +16,11 @@ import torch
 from gcfg.terminal import ProgressBar
 
 from .experiments import FORMS, subject, subjects
+from .intervals import interval
 from .world import pretrained
 
 HERE = Path(__file__).parent
 WEIGHTS = (0.0, 0.3, 1.0, 3.0)
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Student's t for a two-sided interval of 95 % from n values."""
 
 
 def main() -> None:
@@ -78,12 +76,6 @@ def table(results: Sequence[dict], part: str, columns: Sequence[str], prefix: st
             cells.append(f"{statistics.mean(values):.3f} [{low:+.3f}, {high:+.3f}]")
         lines.append(f"| {measure} | " + " | ".join(cells) + " |")
     return lines
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean."""
-    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values) - half, statistics.mean(values) + half
 
 
 if __name__ == "__main__":

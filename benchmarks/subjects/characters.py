@@ -1,11 +1,13 @@
-"""Two characters of one's own, drawn here: no model has seen them, nor their colours with what they are to wear."""
+"""Characters of one's own, drawn here: no model has seen them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
+
+from ..pictures.composed import COLOURS
 
 SIZE, LARGE = 64, 256
 MOODS = (("smile", 0.0, 1.0), ("open", 8.0, 0.96), ("sad", -8.0, 0.98), ("flat", 4.0, 0.94))
@@ -45,6 +47,12 @@ class Character:
 
 ZOG = Character("zog", "blue", "round", "antennae", ("antennae", "horns"), (70, 140, 240), (25, 35, 70), (230, 50, 60))
 MIP = Character("mip", "green", "square", "ears", ("ears",), (70, 175, 80), (30, 60, 30), (250, 205, 80))
+
+
+def like(name: str, colour: str, shape: str, top: str) -> Character:
+    """One in a colour of the composed pictures; its top's tips are those of the two above."""
+    own = ZOG if top == ZOG.top else MIP
+    return Character(name, colour, shape, top, own.seen, ImageColor.getrgb(COLOURS[colour]), (35, 35, 45), own.tip)
 
 
 def portrait(who: Character, mouth: str, tilt: float, scale: float) -> Image.Image:

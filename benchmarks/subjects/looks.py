@@ -56,11 +56,22 @@ class Looks(nn.Module):
         """
         said, right = self(pictures), torch.ones(len(pictures), dtype=torch.bool)
         for question, answers in asked.items():
-            index = [ANSWERS[question].index(each) for each in ((answers,) if isinstance(answers, str) else answers)]
-            found = said[question]
+            index, found = indices(question, answers), said[question]
             right &= (found[:, index] > 0).any(1) if question == "worn" else torch.isin(found.argmax(1),
                                                                                         torch.tensor(index))
         return float(right.float().mean())
+
+    @torch.no_grad()
+    def likelihood(self, pictures: Tensor, **asked: str | tuple[str, ...]) -> Tensor:
+        """The logarithm of the probability that a picture looks as asked in every respect but what is worn, (B,)."""
+        said = self(pictures)
+        return sum(said[question].log_softmax(1)[:, indices(question, answers)].logsumexp(1)
+                   for question, answers in asked.items())
+
+
+def indices(question: str, answers: str | tuple[str, ...]) -> list[int]:
+    """The indices of answers."""
+    return [ANSWERS[question].index(each) for each in ((answers,) if isinstance(answers, str) else answers)]
 
 
 def main() -> None:

@@ -8,28 +8,28 @@ so an interrupted run goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from gcfg.guidance import Recipe, presets
+from gcfg.guidance import presets
 
 from ..pictures import data
-from . import characters, looks
+from . import characters
 from .characters import ZOG
-from .narrow import PROMPT, Family, Lesson, Taught, teach
+from .narrow import PROMPT, Lesson, Taught, teach
+from .study import CLASS, SCALE, Study
 
 HERE = Path(__file__).parent
 WEIGHTS, SCALES, RUNS = (0.0, 0.25, 2.0), (1.0, 2.0, 2.5, 3.0), (1, 2, 3)
 """Semantic weights; subject scales of class-guided; seeds of a run of training."""
 GUIDED = (1, 2)
 """Runs that are sampled class-guided."""
-STEPS, SCALE, CLASS = 100, 4.0, "face"
+STEPS = 100
 REQUESTS = {"sunglasses": "with sunglasses", "halo": "with halo", "mask": "with medical mask",
             "hearts": "with heart-eyes"}
 """What the eye is to find -> what is asked for."""
@@ -50,28 +50,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    study = Study(chosen.work)
+    study = One(chosen.work)
     base, one = study.base(), study.one()
     print("\n".join([*table(base), "", *table(one)]))
-    study.sheet().save(chosen.out / "pictures.jpg", quality=90)
+    study.strips().save(chosen.out / "pictures.jpg", quality=90)
 
 
-class Study:
-    """Runs of training and what their pictures show; figures and the first pictures of each kind are kept on disk."""
+class One(Study):
+    """One subject, by the semantic weight and class-guided."""
 
     def __init__(self, work: Path):
-        self.family, self.eye = Family(work / "composed" / "models"), looks.trained(work)
-        self.folder = work / "subjects_study"
-        self.folder.mkdir(exist_ok=True)
+        super().__init__(work, "composed", "subjects_study")
         self.own = characters.draw(ZOG, self.folder / ZOG.name)
-
-    def kept(self, name: str, make: Callable[[], dict]) -> dict:
-        """The figures of that name, made where they are not on disk."""
-        path = self.folder / f"{name}.json"
-        if not path.is_file():
-            path.write_text(json.dumps(make()), "utf-8")
-            print(name, path.read_text("utf-8"), flush=True)
-        return json.loads(path.read_text("utf-8"))
 
     def one(self) -> dict[str, list[dict]]:
         """Figures of each run by what is varied."""
@@ -100,7 +90,8 @@ class Study:
         """What the base draws of words alone: of looks that it was shown, and of looks that it was not."""
         def run(asked: tuple, name: str) -> dict[str, float]:
             texts = [f"{colour} {shape} face with {top} {REQUESTS[worn]}" for colour, shape, top, worn in asked]
-            drawn = self.drawn({"base": self.family.unet}, presets.classifier_free(SCALE), {"positive": texts})
+            drawn = self.drawn({"base": self.family.unet}, presets.classifier_free(SCALE), {"positive": texts}, (),
+                               SEEDS)
             self.keep(name, drawn[::len(SEEDS)])
             found: dict[str, list[float]] = {}
             for shown, answers in zip(drawn.split(len(SEEDS)), asked, strict=True):
@@ -118,9 +109,9 @@ class Study:
             positive = [f"{PROMPT} <0> {CLASS} {request}".strip()]
             if scale is None:
                 return self.drawn({"base": taught.unet}, presets.classifier_free(SCALE), {"positive": positive},
-                                  taught.rows)
+                                  taught.rows, SEEDS)
             return self.drawn({"base": self.family.unet, "tuned": taught.unet}, presets.class_guided(SCALE, scale),
-                              {"positive": positive, "class": [f"{CLASS} {request}".strip()]}, taught.rows)
+                              {"positive": positive, "class": [f"{CLASS} {request}".strip()]}, taught.rows, SEEDS)
         return self.figures(pictures, name, seed) | {"semantic distance": taught.distance}
 
     def figures(self, pictures: Callable[[str], Tensor], name: str, seed: int) -> dict[str, float]:
@@ -134,29 +125,10 @@ class Study:
             self.keep(name, torch.cat([plain[:2], *(shown[:3] for shown in asked.values())]))
         return {key: statistics.mean(values) for key, values in shares.items()}
 
-    def drawn(self, models: dict, recipe: Recipe, texts: dict[str, list[str]], rows=()) -> Tensor:
-        with torch.no_grad():
-            features = {name: self.family.read(listed, rows)[0] for name, listed in texts.items()}
-            features["unconditional"] = self.family.read([""])[0]
-        return self.family.pictures(models, recipe, features, SEEDS)
-
-    def keep(self, name: str, pictures: Tensor) -> None:
-        rows = (pictures.movedim(1, 3) * 255).round().byte().numpy()
-        strip = Image.new("RGB", (sum(row.shape[1] for row in rows), 64), "white")
-        for k, row in enumerate(rows):
-            strip.paste(Image.fromarray(row), (k * row.shape[1], 0))
-        strip.save(self.folder / f"{name}.png")
-
-    def sheet(self) -> Image.Image:
-        """The kept strips under their names, twice their size."""
-        names = ["base, never shown", *(f"weight {weight:g}" for weight in WEIGHTS),
-                 *(f"class-guided, scale {scale:g}" for scale in SCALES)]
-        strips = [Image.open(self.folder / f"{name}.png") for name in names]
-        canvas = Image.new("RGB", (2 * max(strip.width for strip in strips), 146 * len(strips)), "white")
-        for k, (name, strip) in enumerate(zip(names, strips, strict=True)):
-            ImageDraw.Draw(canvas).text((4, 146 * k + 3), name, fill="black")
-            canvas.paste(strip.resize((2 * strip.width, 128), Image.Resampling.LANCZOS), (0, 146 * k + 18))
-        return canvas
+    def strips(self) -> Image.Image:
+        """The kept strips of this study."""
+        return self.sheet(["base, never shown", *(f"weight {weight:g}" for weight in WEIGHTS),
+                           *(f"class-guided, scale {scale:g}" for scale in SCALES)])
 
 
 def table(rows: dict[str, list[dict]]) -> list[str]:

@@ -1,0 +1,171 @@
+"""``python -m benchmarks.subjects.two``: two subjects in one picture, by words tuned contrastively before, and without.
+
+CLIF on pictures (arXiv 2405.06914), on the base in which two heads bind (``benchmarks.pictures.train_two``). Stage one
+tunes the words of all subjects together; stage two teaches each pair of them, from tuned words and from untuned ones,
+with the same seed and steps. Then both are asked for in one prompt. Prints the tables of PICTURES.md and writes two.jpg
+beside this file. What is done is kept, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gcfg.guidance import presets
+
+from ..pictures import data
+from . import characters, contrast
+from .characters import MIP, SIZE, ZOG, Character, like
+from .intervals import interval
+from .narrow import PROMPT, Lesson, Taught, loaded, teach
+from .study import CLASS, SCALE, Study
+
+HERE = Path(__file__).parent
+Pair = tuple[Character, Character]
+PAIRS: dict[str, Pair] = {
+    "nothing alike": (ZOG, MIP),
+    "but for the top alike": (like("vio", "violet", "round", "antennae"), like("lav", "violet", "round", "ears")),
+    "but for the shape alike": (like("tan", "orange", "square", "ears"), like("api", "orange", "round", "ears")),
+    "but for near colours alike": (like("pip", "pink", "square", "antennae"), like("ros", "red", "square", "antennae"))}
+RUNS, SEEDS = (1, 2, 3), range(100, 104)
+"""Seeds of training, of both stages; of pictures."""
+STEPS = 300
+"""Of stage two."""
+WORDS = ("untuned words", "tuned words", "tuned without mixes")
+SHOWN = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.subjects.two", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=data.WORK, help="the work folder of benchmarks.pictures")
+    parser.add_argument("--out", type=Path, default=HERE)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    study = Two(chosen.work)
+    base, found = study.base(), study.run()
+    print("\n".join([*table(base, found), "", *by_pair(found)]))
+    study.sheet([f"{name}, {words}" for name in study.pairs for words in WORDS]).save(
+        chosen.out / "two.jpg", quality=80)
+
+
+class Two(Study):
+    """Figures of the base by pair, and of runs by words and (pair, run)."""
+
+    def __init__(self, work: Path, pairs: dict[str, Pair] = PAIRS, runs: Sequence[int] = RUNS, name: str = "two_study"):
+        super().__init__(work, "two", name)
+        self.pairs, self.runs = pairs, runs
+        self.subjects = [who for pair in pairs.values() for who in pair]
+        self.folders = {who.name: characters.draw(who, self.folder / who.name) for who in self.subjects}
+
+    def base(self) -> list[dict[str, float]]:
+        """What the base alone draws of pairs that are described in words."""
+        return [self.kept(f"{name}, base", lambda pair=pair, name=name: self.seen(
+            self.family.unet, [who.described for who in pair], (), pair, f"{name}, base"))
+            for name, pair in self.pairs.items()]
+
+    def run(self) -> dict[str, dict[str, list[dict[str, float]]]]:
+        """By words and pair, a run each."""
+        return {words: {name: [self.kept(f"{name}, {words}, run {seed}", lambda words=words, name=name, seed=seed:
+                                         self.taught(name, words, seed)) for seed in self.runs]
+                        for name in self.pairs} for words in WORDS}
+
+    def taught(self, name: str, words: str, seed: int) -> dict[str, float]:
+        """Stage two of a pair, and what its pictures show."""
+        pair = self.pairs[name]
+        rows = (contrast.untuned(self.family, len(self.subjects), CLASS) if words == WORDS[0] else
+                self.tuned(seed, words == WORDS[1]))
+        rows = [rows[self.subjects.index(who)] for who in pair]
+        begun = contrast.cosine(self.family, rows)
+        made = self.teach(pair, rows, seed)
+        found = self.seen(made.unet, [f"<{k}> {CLASS}" for k in range(2)], made.rows, pair,
+                          f"{name}, {words}" if seed == self.runs[0] else "")
+        return found | {"cosine before": begun, "cosine after": contrast.cosine(self.family, made.rows)}
+
+    @cached_property
+    def tower(self) -> contrast.Tower:
+        return contrast.tower(self.family, self.work, self.work / "two" / "tower")
+
+    def tuned(self, seed: int, mixes: bool) -> list[Tensor]:
+        """The words of all subjects after stage one."""
+        shown = [loaded(self.folders[who.name]) for who in self.subjects]
+        return contrast.tuned(self.family, self.tower, shown, CLASS, seed, mixes)
+
+    def teach(self, pair: Pair, rows: Sequence[Tensor], seed: int) -> Taught:
+        lessons = [Lesson.of(self.family, self.folders[who.name], k, CLASS) for k, who in enumerate(pair)]
+        return teach(self.family, lessons, rows, 0.0, seed, STEPS)
+
+    def seen(self, unet, names: Sequence[str], rows: Sequence[Tensor], pair: Pair, keep: str) -> dict[str, float]:
+        """Each subject alone, and both in one picture, the one or the other named first."""
+        def drawn(texts: list[str], wide: bool) -> Tensor:
+            return self.drawn({"base": unet}, presets.classifier_free(SCALE),
+                              {"positive": [f"{PROMPT} {text}" for text in texts]}, rows, SEEDS, wide)
+        first, second = names
+        alone = drawn([first, second], False)
+        both = drawn([f"{first} and {second}", f"{second} and {first}"], True)
+        if keep:
+            self.keep(keep, torch.cat([part[:SHOWN] for part in both.split(len(SEEDS))]))
+        found = [counted(*(self.halves(part[..., at:at + SIZE], order) for at in (0, SIZE)))
+                 for part, order in zip(both.split(len(SEEDS)), (pair, pair[::-1]), strict=True)]
+        own = [self.eye.share(shown, **who.looks) for shown, who in zip(alone.split(len(SEEDS)), pair, strict=True)]
+        return {"each alone": statistics.mean(own)} | {key: statistics.mean(each[key] for each in found)
+                                                       for key in found[0]}
+
+    def halves(self, pictures: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Whether each shows the first, the second in every respect, (B, 2); which of them it is nearer to, (B,)."""
+        shows = [[self.eye.share(picture[None], **who.looks) > 0 for who in pair] for picture in pictures]
+        nearer = torch.stack([self.eye.likelihood(pictures, **who.looks) for who in pair]).argmax(0)
+        return torch.tensor(shows), nearer
+
+
+def counted(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """What the halves of wide pictures show, see ``Two.halves``, of which the first named should be left.
+
+    *half*: whom it should, in every respect; *both*: both halves; *nearer*: it is nearer to whom it should be than to
+    the other; *twice*: both halves are nearer to the same one.
+    """
+    half = torch.stack([left[0][:, 0], right[0][:, 1]])
+    shares = {"half": half, "both": half.all(0), "nearer": torch.stack([left[1] == 0, right[1] == 1]),
+              "twice": left[1] == right[1]}
+    return {key: float(share.float().mean()) for key, share in shares.items()}
+
+
+def table(base: Sequence[dict], found: dict[str, dict[str, list[dict]]]) -> list[str]:
+    """Means over pairs and runs; the paired difference with its 95 % interval."""
+    columns = ["each alone", "half", "both", "nearer", "twice", "cosine before", "cosine after"]
+    runs = {words: [run for pair in by.values() for run in pair] for words, by in found.items()}
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, shown in ({"base, described": base} | runs).items():
+        lines.append(f"| {name} | " + " | ".join(
+            f"{statistics.mean(run[column] for run in shown):.2f}" if column in shown[0] else "" for column in columns
+        ) + " |")
+    for words in WORDS[1:]:
+        cells = []
+        for column in columns:
+            changes = [after[column] - before[column]
+                       for before, after in zip(runs[WORDS[0]], runs[words], strict=True)]
+            low, high = interval(changes)
+            cells.append(f"{statistics.mean(changes):+.2f} [{low:+.2f}, {high:+.2f}]")
+        lines.append(f"| {words}, difference | " + " | ".join(cells) + " |")
+    return lines
+
+
+def by_pair(found: dict[str, dict[str, list[dict]]]) -> list[str]:
+    """*both* and *twice* of each pair."""
+    lines = ["| | " + " | ".join(f"{key}, {words}" for key in ("both", "twice") for words in WORDS) + " |",
+             "|---" * (2 * len(WORDS) + 1) + "|"]
+    for name in found[WORDS[0]]:
+        cells = [f"{statistics.mean(run[key] for run in found[words][name]):.2f}"
+                 for key in ("both", "twice") for words in WORDS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
