@@ -118,6 +118,15 @@ def tuned(family: Family, made: Tower, subjects: Sequence[Tensor], noun: str, se
     return [row.detach() for row in rows]
 
 
+def scattered(rows: Sequence[Tensor], moved: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Words as far from ``rows`` as ``moved`` are, in directions that say nothing of the subjects."""
+    found = []
+    for k, (row, other) in enumerate(zip(rows, moved, strict=True)):
+        way = torch.randn(row.shape, generator=generator(SEED, "scattered", seed, k))
+        found.append(row + way * (other - row).norm() / way.norm())
+    return found
+
+
 def mask(picture: Tensor) -> Tensor:
     """(64, 64, 1), 1 where a picture (3, 64, 64) is not white."""
     return (picture.amin(0) < 0.98).float()[..., None]

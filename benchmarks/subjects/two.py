@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -37,7 +37,8 @@ RUNS, SEEDS = (1, 2, 3), range(100, 104)
 """Seeds of training, of both stages; of pictures."""
 STEPS = 300
 """Of stage two."""
-WORDS = ("untuned words", "tuned words", "tuned without mixes")
+UNTUNED, SCATTERED, WITHOUT_MIXES, TUNED = WORDS = ("untuned", "scattered", "tuned without mixes", "tuned")
+"""Two rows of the noun; moved from there by chance, as far as tuning moves them; tuned."""
 SHOWN = 3
 
 
@@ -63,6 +64,7 @@ class Two(Study):
         self.pairs, self.runs = pairs, runs
         self.subjects = [who for pair in pairs.values() for who in pair]
         self.folders = {who.name: characters.draw(who, self.folder / who.name) for who in self.subjects}
+        self.words = cache(self.words)  # those of a run serve every pair
 
     def base(self) -> list[dict[str, float]]:
         """What the base alone draws of pairs that are described in words."""
@@ -79,9 +81,7 @@ class Two(Study):
     def taught(self, name: str, words: str, seed: int) -> dict[str, float]:
         """Stage two of a pair, and what its pictures show."""
         pair = self.pairs[name]
-        rows = (contrast.untuned(self.family, len(self.subjects), CLASS) if words == WORDS[0] else
-                self.tuned(seed, words == WORDS[1]))
-        rows = [rows[self.subjects.index(who)] for who in pair]
+        rows = [row for row, who in zip(self.words(words, seed), self.subjects, strict=True) if who in pair]
         begun = contrast.cosine(self.family, rows)
         made = self.teach(pair, rows, seed)
         found = self.seen(made.unet, [f"<{k}> {CLASS}" for k in range(2)], made.rows, pair,
@@ -92,10 +92,14 @@ class Two(Study):
     def tower(self) -> contrast.Tower:
         return contrast.tower(self.family, self.work, self.work / "two" / "tower")
 
-    def tuned(self, seed: int, mixes: bool) -> list[Tensor]:
-        """The words of all subjects after stage one."""
+    def words(self, words: str, seed: int) -> list[Tensor]:
+        """The words of all subjects after stage one, or what stands in its place."""
+        untuned = contrast.untuned(self.family, len(self.subjects), CLASS)
+        if words == UNTUNED:
+            return untuned
         shown = [loaded(self.folders[who.name]) for who in self.subjects]
-        return contrast.tuned(self.family, self.tower, shown, CLASS, seed, mixes)
+        tuned = contrast.tuned(self.family, self.tower, shown, CLASS, seed, words != WITHOUT_MIXES)
+        return contrast.scattered(untuned, tuned, seed) if words == SCATTERED else tuned
 
     def teach(self, pair: Pair, rows: Sequence[Tensor], seed: int) -> Taught:
         lessons = [Lesson.of(self.family, self.folders[who.name], k, CLASS) for k, who in enumerate(pair)]

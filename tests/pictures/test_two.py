@@ -81,6 +81,9 @@ def test_tuned_words_find_their_subject_and_untuned_ones_cannot(family, tmp_path
     after = contrast.tuned(family, made, subjects, "cat", 1, steps=30)
     assert contrast.cosine(family, before) > 0.999 > 0.9 > contrast.cosine(family, after)
     assert all(torch.equal(row, family.row("cat").repeat(2, 1)) for row in before)
+    chance = contrast.scattered(before, after, 1)
+    for row, other, moved in zip(before, chance, after, strict=True):
+        assert torch.isclose((other - row).norm(), (moved - row).norm()) and not torch.allclose(other, moved)
 
     shown = [[("", picture.movedim(0, 2), contrast.mask(picture)) for picture in each] for each in subjects]
     views = [words.whole(*each[1:], 1, number, k) for number, who in enumerate(shown) for k, each in enumerate(who)]
@@ -114,12 +117,13 @@ def test_the_table_pairs_the_runs():
             "both": both}
 
     found = dict(zip(two.WORDS, ({"a": [run(0.1), run(0.3)], "b": [run(0.5)]},
-                                 {"a": [run(0.3), run(0.6)], "b": [run(0.9)]},
-                                 {"a": [run(0.1), run(0.3)], "b": [run(0.5)]}), strict=True))
+                                 {"a": [run(0.1), run(0.3)], "b": [run(0.5)]},
+                                 {"a": [run(0.1), run(0.3)], "b": [run(0.5)]},
+                                 {"a": [run(0.3), run(0.6)], "b": [run(0.9)]}), strict=True))
     lines = two.table([{"both": 0.8}], found)
-    assert lines[2].startswith("| base, described |  |  | 0.80 |") and "| 0.30 |" in lines[3] and "| 0.60 |" in lines[4]
-    assert "| +0.30 [+0.05, +0.55] |" in lines[6] and "| +0.00 [+0.00, +0.00] |" in lines[7]
-    assert two.by_pair(found)[2] == "| a | 0.20 | 0.45 | 0.20 | 0.50 | 0.50 | 0.50 |"
+    assert lines[2].startswith("| base, described |  |  | 0.80 |") and "| 0.30 |" in lines[3] and "| 0.60 |" in lines[6]
+    assert "| +0.00 [+0.00, +0.00] |" in lines[7] and "| +0.30 [+0.05, +0.55] |" in lines[9]
+    assert two.by_pair(found)[2] == "| a | 0.20 | 0.20 | 0.20 | 0.45 | 0.50 | 0.50 | 0.50 | 0.50 |"
 
 
 def test_characters_of_a_pair_are_told_apart_by_what_they_are_said_to_differ_in():
