@@ -7,7 +7,6 @@ The text encoder learns along: by contrast it has read labels of the artwork onl
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gcfg import comfyui
 from gcfg.nulltext.formats import checkpoint
 from gcfg.training.randomness import seed_of
 
 from . import captions, composed, data, expand, labels, pack, shipped
+from .command import begun
 from .loop import Plan, Stage, averaged
 from .pairs import JOINS, beside
 from .train_unet import denoising, text_encoder
@@ -82,13 +81,7 @@ class Mixed:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=data.WORK)
-    parser.add_argument("--comfyui", default="", help="its tokenizer is used; found by itself where it can be")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after these, to go on at the next call")
-    settings = parser.parse_args()
-    torch.set_num_threads(1)
-    comfyui.start(comfyui.find(settings.comfyui), cpu=True)
+    settings = begun(__doc__)
     family, shown = prepared(settings.work)
     stage = Stage(settings.work / "composed", family, PLAN)
     stage.run(denoising(family.unet, shown, "composed"), settings.minutes)

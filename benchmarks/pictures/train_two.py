@@ -8,7 +8,6 @@ drawn from the noisier half and count more (``train_unet.denoising``, ``early``)
 
 from __future__ import annotations
 
-import argparse
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gcfg import comfyui
 from gcfg.training.randomness import seed_of
 
-from . import composed, data
+from . import composed
+from .command import begun
 from .loop import Plan, Stage, averaged
 from .train_composed import Mixed, prepared, write
 from .train_unet import denoising
@@ -65,13 +64,7 @@ class Two(Mixed):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=data.WORK)
-    parser.add_argument("--comfyui", default="", help="its tokenizer is used; found by itself where it can be")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after these, to go on at the next call")
-    settings = parser.parse_args()
-    torch.set_num_threads(1)
-    comfyui.start(comfyui.find(settings.comfyui), cpu=True)
+    settings = begun(__doc__)
     family, mixed = prepared(settings.work)
     family.load_state_dict(averaged(settings.work / "composed"), strict=False)
     stage = Stage(settings.work / "two", family, PLAN)

@@ -13,7 +13,6 @@ The objective is min-SNR-5 on the predicted noise, times uniform.
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gcfg import comfyui
 from gcfg.nulltext import calibrate
 from gcfg.nulltext.attention import replace_cross_attention
 from gcfg.training.randomness import generator, seed_of
@@ -31,6 +29,7 @@ from gcfg.training.run import state
 from gcfg.training.weights.low_rank import LowRank
 
 from . import captions, data, labels, pairs
+from .command import begun
 from .labels import Row
 from .loop import Plan, Stage, averaged
 from .train_vae import encode, encoder_of
@@ -87,14 +86,7 @@ class Examples:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=list(PLANS))
-    parser.add_argument("--work", type=Path, default=data.WORK)
-    parser.add_argument("--comfyui", default="", help="its tokenizer is used; found by itself where it can be")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after these, to go on at the next call")
-    settings = parser.parse_args()
-    torch.set_num_threads(1)
-    comfyui.start(comfyui.find(settings.comfyui), cpu=True)
+    settings = begun(__doc__, list(PLANS))
     network, trained, features = prepared(settings.stage, settings.work)
     if settings.stage == "pairs":
         branch(settings.work)

@@ -7,7 +7,6 @@ read at a padding token instead of the end-of-text: SD1.5 attends to the padding
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
@@ -15,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gcfg import comfyui
 from gcfg.training.randomness import generator, seed_of
 
 from . import captions, data
+from .command import begun
 from .labels import HELD_OUT_LABELS, Row
 from .loop import Plan, Stage, averaged
 from .words import LENGTH, WIDTH, TextEncoder, end_of, known, tokenizer
@@ -50,13 +49,7 @@ class Contrast(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=data.WORK)
-    parser.add_argument("--comfyui", default="", help="its tokenizer is used; found by itself where it can be")
-    parser.add_argument("--minutes", type=float, default=1e9)
-    settings = parser.parse_args()
-    torch.set_num_threads(1)
-    comfyui.start(comfyui.find(settings.comfyui), cpu=True)
+    settings = begun(__doc__)
     pictures, rows = data.load(settings.work)
     keep = [i for i, row in enumerate(rows) if not row.held_out]
     pictures, rows = pictures[keep], [rows[i] for i in keep]
