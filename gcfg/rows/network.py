@@ -150,7 +150,7 @@ class RowwiseNetwork:
 
     def _replace(self, attention: nn.Module, constants: Mapping[Hashable, Tensor]) -> None:
         """Let a cross-attention skip the rows of null-text adapters."""
-        keys, forward = frozenset(constants), attention.forward
+        keys, forward, own = frozenset(constants), attention.forward, attention.__dict__.get("forward")
 
         def skipping(x: Tensor, *args, **kwargs) -> Tensor:
             rows = self.rows
@@ -164,7 +164,7 @@ class RowwiseNetwork:
             full = torch.stack([constants.get(o, x.new_zeros(())).to(x).expand(x.shape[1:]) for o in rows.owners])
             if kept:
                 def select(value):
-                    whole = isinstance(value, Tensor) and value.shape[0] == len(rows.owners)
+                    whole = isinstance(value, Tensor) and value.shape[:1] == (len(rows.owners),)
                     return value[kept] if whole else value
                 self.rows = others
                 try:
@@ -179,6 +179,10 @@ class RowwiseNetwork:
                 for i, owner in enumerate(self.rows.owners):
                     if owner in constants:
                         output[i] = constants[owner].to(output)
+
+        def undo() -> None:
+            del attention.forward
+            if own is not None:  # a pack's
+                attention.forward = own
         attention.forward = uncompiled(skipping)
-        self._undo.append(lambda: attention.__dict__.pop("forward"))
-        self._undo.append(hook(attention.to_out[0], overwrite))
+        self._undo += [undo, hook(attention.to_out[0], overwrite)]

@@ -73,6 +73,21 @@ def test_the_previous_guidance_of_the_second_is_the_first(tiny, base, concept, p
     assert relative(expected, from_unconditional) > 0.01
 
 
+@pytest.mark.parametrize("more", ["mask", "shaping", "perpendicular_to", "reference"])
+def test_only_plain_guidance_goes_the_hosts_way(tiny, base, prompts, more):
+    """A first guidance is more than the host's where something is connected to it; a clone never goes that way."""
+    positive, negative = prompts
+    style, mask = tiny.conditioning(3), torch.zeros((1, 8, 8))
+    mask[:, :4] = 1.0
+    options = {"mask": {"mask": mask}, "shaping": {"shaping": Shaping(parallel=0.0)},
+               "perpendicular_to": {"perpendicular_to": Link(conditioning=style)},
+               "reference": {"reference": "custom", "reference_conditioning": style}}[more]
+    plain, *results = (guided(Guider(base, negative, [Link(model=model, conditioning=positive, scale=2.5, **given)]),
+                              tiny.latent(), steps=1)
+                       for model, given in ((base, {}), (base, options), (base.clone(), options)))
+    assert relative(*results) < 1e-4 and relative(results[0], plain) > 0.01
+
+
 class FromOther(comfy.samplers.CFGGuider):
     """Guides away from another conditioning than its negative."""
 

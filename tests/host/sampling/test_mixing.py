@@ -12,6 +12,7 @@ from gcfg_pack.gcfg.host.sampling.chain import Link
 from gcfg_pack.gcfg.host.sampling.patch import apply
 from harness.models.weights import draw
 from harness.sampling import counted, relative
+from harness.twins import with_null_text
 
 CFG, WHERE = 2.5, "middle_block.1.transformer_blocks.0.attn2"
 
@@ -73,6 +74,14 @@ def test_a_method_for_a_lora_of_the_base_alone_is_refused(tiny, base, prompts, o
     styled, _ = comfy.sd.load_lora_for_models(base, None, tiny.lora(base), 1.0, 0.0)
     with pytest.raises(ValueError, match="functions in place of its layers' own"):
         one(apply(base, [Link(model=by_method(styled), scale=0.7)]), *prompts, CFG)
+
+
+def test_a_method_stays_behind_a_null_text_concept_over_one_copy(tiny, base, prompts, one):
+    """The concept skips that layer; afterwards the pack's method was gone until the host put it there again."""
+    theirs = by_method(base)
+    one(apply(theirs, [Link(model=with_null_text(theirs), scale=0.7)]), *prompts, CFG)
+    forward = vars(base.model.diffusion_model.get_submodule(WHERE)).get("forward")
+    assert forward is theirs.object_patches[f"diffusion_model.{WHERE}.forward"]
 
 
 def test_controlnets_are_told_roles(tiny, base, prompts, one, monkeypatch):

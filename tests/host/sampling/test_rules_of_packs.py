@@ -174,7 +174,9 @@ def both_halves(conditioning):
 
 
 def the_rest_by_default(conditioning):
-    return comfy.hooks.set_default_conds_and_combine([area(conditioning)], [conditioning])[0]
+    """Where a default acts the host finds out by itself, whatever its own mask is."""
+    masked = nodes.ConditioningSetMask().append(conditioning, torch.eye(64)[None], "default", 1.0)[0]
+    return comfy.hooks.set_default_conds_and_combine([area(conditioning)], [masked])[0]
 
 
 @pytest.mark.parametrize("parts", [both_halves, the_rest_by_default])

@@ -1,0 +1,127 @@
+"""Adapters on rows of networks that do something of their own with their layers."""
+
+import pytest
+import torch
+from torch import nn
+
+from gcfg.rows.batch import Regrouped
+from gcfg.rows.changes import LayerChange
+from gcfg.rows.network import RowAdapter, RowwiseNetwork
+
+
+class Attention(nn.Module):
+    """A cross-attention in the host's layout that adds what it reads, times a factor."""
+
+    def __init__(self):
+        super().__init__()
+        self.to_out = nn.Sequential(nn.Linear(8, 8))
+
+    def forward(self, x, context, factor=None):
+        return self.to_out(x + context.mean(1, keepdim=True) * (1.0 if factor is None else factor))
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn2 = Attention()
+
+    def forward(self, x, context, **more):
+        return self.attn2(x, context, **more)
+
+
+@pytest.fixture
+def drawn():
+    torch.manual_seed(0)
+    return Network().requires_grad_(False), torch.randn(3, 6, 8), torch.randn(3, 5, 8)
+
+
+NULL = {"n": RowAdapter(constants={"attn2": torch.arange(8.0)})}
+
+
+def test_a_packs_own_forward_of_a_cross_attention_runs_and_stays(drawn):
+    """It was taken away with ours: until the model was loaded again, the pack did nothing, without a word."""
+    network, x, context = drawn
+    network.attn2.forward = lambda x, context: 2.0 * x
+    with RowwiseNetwork(network, NULL) as rowwise, rowwise.applied((None, "n", None)):
+        result = network(x, context)
+    assert torch.equal(result[[0, 2]], 2.0 * x[[0, 2]]) and torch.equal(result[1], torch.arange(8.0).expand(6, 8))
+    assert torch.equal(network(x, context), 2.0 * x)
+
+
+def test_what_is_no_batch_goes_to_every_row(drawn):
+    network, x, context = drawn
+    factor = torch.tensor(0.5)
+    plain = network(x, context, factor=factor)
+    with RowwiseNetwork(network, NULL) as rowwise, rowwise.applied((None, "n", None)):
+        result = network(x, context, factor=factor)
+    assert torch.allclose(result[[0, 2]], plain[[0, 2]], atol=1e-6)
+
+
+def test_a_cross_attention_that_sees_other_rows_is_noticed(drawn):
+    network, x, context = drawn
+    with RowwiseNetwork(network, NULL) as rowwise:
+        with pytest.raises(Regrouped, match="sees 6 rows of a batch of 3"), rowwise.applied((None, "n", None)):
+            network(x.repeat(2, 1, 1), context.repeat(2, 1, 1))
+        assert rowwise.regroups
+
+
+def test_a_layer_that_gives_other_rows_is_noticed():
+    class Folding(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).flatten(0, 1)
+    network = nn.Sequential(Folding(8, 8)).requires_grad_(False)
+    adapters = {"a": RowAdapter({"0": LayerChange(bias=torch.ones(8))})}
+    with RowwiseNetwork(network, adapters) as rowwise, pytest.raises(Regrouped), rowwise.applied((None, "a")):
+        network(torch.zeros(2, 6, 8))
+
+
+class Reading(nn.Module):
+    """Takes the weight and the bias of its norm without calling the norm, together with others."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        weight, bias = torch.stack([self.norm.weight, self.norm.bias])
+        return nn.functional.layer_norm(x, (8,), weight, bias)
+
+
+def test_weights_that_are_read_with_others_are_exchanged_and_given_back():
+    network, x = Reading().requires_grad_(False), torch.randn(2, 6, 8)
+    before = dict(network.norm.named_parameters())
+    adapters = {"a": RowAdapter({"norm": LayerChange(weight=torch.ones(8), bias=torch.ones(8))})}
+    with RowwiseNetwork(network, adapters) as rowwise:
+        with pytest.raises(Regrouped, match="reads the weights of 'norm' by itself"), rowwise.applied(("a", "a")):
+            network(x)
+        with rowwise.applied(("a", "a")):
+            result = network(x)
+        with pytest.raises(ZeroDivisionError), rowwise.applied(("a", "a")):
+            raise ZeroDivisionError
+    assert torch.allclose(result, nn.functional.layer_norm(x, (8,), 2 * torch.ones(8), torch.ones(8)), atol=1e-6)
+    assert all(value is before[name] for name, value in network.norm.named_parameters())
+
+
+class Blending(nn.Module):
+    """Catches what goes wrong in its first layer, as hosts do when memory is short."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn2, self.linear = Attention(), nn.Linear(8, 8)
+
+    def forward(self, x, context):
+        try:
+            x = self.attn2(x, context, factor="none")
+        except TypeError:
+            x = self.attn2(x, context)
+        return self.linear(x)
+
+
+def test_rows_are_as_before_where_an_attention_failed():
+    torch.manual_seed(0)
+    network, x, context = Blending().requires_grad_(False), torch.randn(3, 6, 8), torch.randn(3, 5, 8)
+    adapters = {**NULL, "a": RowAdapter({"linear": LayerChange(bias=torch.ones(8))})}
+    plain = network(x, context)
+    with RowwiseNetwork(network, adapters) as rowwise, rowwise.applied(("n", None, "a")):
+        result = network(x, context)
+    assert torch.allclose(result[1:], plain[1:] + torch.tensor([0.0, 1.0]).view(2, 1, 1), atol=1e-6)
