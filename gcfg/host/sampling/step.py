@@ -129,10 +129,10 @@ class Step:
     # --- fewer passes: predictions of earlier steps ----------------------------------------------------------------
 
     def _reusable(self, name: Hashable, wanted: dict) -> bool:
-        """True if a prediction may be taken from its last offset; the baseline is always evaluated."""
+        """True if a prediction may be taken from its last offset; the baseline has none and is always evaluated."""
         reuse, baseline = self.run.reuse, self.run.recipe.baseline
         known = baseline in wanted or baseline in self.predictions
-        return reuse is not None and known and name != baseline and reuse.ready(name, self.sigma)
+        return reuse is not None and known and reuse.ready(name, self.sigma)
 
     def _settle(self, found: dict[Hashable, Tensor], reused: list[Prediction]) -> None:
         """Keep the offsets of what was evaluated, and fill in what is reused."""

@@ -58,13 +58,19 @@ def test_adaptive_reuse_does_not_depend_on_the_batch(tiny, base, concept, prompt
         assert relative(together[i:i + 1], stock(patched, positive, negative, one, steps=8)) < 1e-3
 
 
-def test_concept_window(tiny, base, concept, prompts):
+@pytest.mark.parametrize("own", [(0.0, 1.0), (0.4, 1.0), (0.0, 0.4)])
+def test_concept_window(tiny, base, concept, prompts, own):
+    """What it leaves of a guidance's own window, of another model than the base."""
     positive, negative = prompts
-    links = [Link(model=concept), Link(conditioning=tiny.conditioning(3))]
-    patched = apply(base, links, performance=Performance(concept_start=0.2, concept_end=0.6))
-    by_hand = apply(base, [Link(model=concept, start=0.2, end=0.6), links[1]])
-    results = [stock(m, positive, negative, tiny.latent(), scheduler="normal") for m in (patched, by_hand)]
-    assert torch.equal(*results)
+    start, end = own
+    further = Link(conditioning=tiny.conditioning(3))
+    patched = apply(base, [Link(model=concept, start=start, end=end), further],
+                    performance=Performance(concept_start=0.2, concept_end=0.6))
+    by_hand = apply(base, [Link(model=concept, start=max(start, 0.2), end=min(end, 0.6)), further])
+    whole = apply(base, [Link(model=concept), further])
+    results = [stock(m, positive, negative, tiny.latent(), steps=8, scheduler="normal")
+               for m in (patched, by_hand, whole)]
+    assert torch.equal(*results[:2]) and not torch.equal(*results[1:])
 
 
 def test_a_run_leaves_no_offsets(tiny, base, concept, prompts):
@@ -72,3 +78,17 @@ def test_a_run_leaves_no_offsets(tiny, base, concept, prompts):
     patched = apply(base, [Link(model=concept)], performance=Performance(refresh_every=2, calm_below=0.3))
     results = [stock(patched, positive, negative, tiny.latent()) for _ in range(2)]
     assert torch.equal(*results)
+
+
+def test_without_a_baseline_nothing_is_reused(tiny, base, concept, prompts):
+    """At cfg 1 the host predicts none, and in the second half nothing is measured from it."""
+    positive, negative = prompts
+    style = tiny.conditioning(3)
+    patched = apply(base, [Link(model=concept, end=0.4), Link(conditioning=style, reference="custom",
+                                                            reference_conditioning=positive)],
+                    performance=Performance(refresh_every=4))
+    with counted(base) as calls:
+        result = stock(patched, positive, negative, tiny.latent(), cfg=1.0, steps=8, scheduler="normal")
+    assert torch.isfinite(result).all()
+    rows = [rows for _, rows in calls]
+    assert rows[-3:] == [2, 2, 2] and sum(rows) < 3 * 8  # positive and style; before, the style was reused

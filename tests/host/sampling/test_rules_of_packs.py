@@ -12,7 +12,7 @@ from gcfg_pack.gcfg.host.sampling.guider import Guider
 from gcfg_pack.gcfg.host.sampling.patch import apply
 from harness.models.weights import draw
 from harness.node import call
-from harness.sampling import counted, gcfg, relative, sampled, stock
+from harness.sampling import counted, gcfg, guided, relative, sampled, stock
 from harness.twins import hook
 
 SMALL = 1e-4
@@ -85,12 +85,23 @@ def test_a_network_with_a_forward_of_a_packs_sees_pairs(tiny, base, prompts):
     assert len(seen) == 3 * 4 and all(sorted(roles) == [0, 1] for roles in seen)
 
 
+def on_guided_rows(out, extra):
+    """An attention patch that acts on the guided row of a pair, as an image prompt does."""
+    guided = torch.tensor([role == 0 for role in extra["cond_or_uncond"]])
+    rows = guided.repeat_interleave(out.shape[0] // len(guided))
+    return out + 0.5 * rows.view(-1, *[1] * (out.ndim - 1)) * out.flip(-1)
+
+
+def test_the_unconditional_of_a_guider_without_a_positive_is_unguided(tiny, base, concept, prompts):
+    _, negative = prompts
+    base.set_model_attn2_output_patch(on_guided_rows)
+    d0 = stock(base, *prompts, tiny.latent(), cfg=0.0, **ONE)
+    dc = stock(concept, negative, negative, tiny.latent(), cfg=1.0, **ONE)
+    result = guided(Guider(base, negative, [Link(model=concept, scale=1.5)]), tiny.latent(), **ONE)
+    assert relative(result, d0 + 1.5 * (dc - d0)) < 1e-4
+
+
 def test_what_a_guidance_is_measured_from_is_unguided_for_its_models_patches(tiny, base, concept, prompts):
-    """An image prompt acts on the guided row of a pair."""
-    def on_guided_rows(out, extra):
-        guided = torch.tensor([role == 0 for role in extra["cond_or_uncond"]])
-        rows = guided.repeat_interleave(out.shape[0] // len(guided))
-        return out + 0.5 * rows.view(-1, *[1] * (out.ndim - 1)) * out.flip(-1)
     positive, negative = prompts
     concept.set_model_attn2_output_patch(on_guided_rows)
     link = Link(model=concept, conditioning=positive, scale=1.5, reference="custom", reference_model=concept)
