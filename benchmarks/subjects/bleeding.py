@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import statistics
+import textwrap
 import time
 from pathlib import Path
 
@@ -175,13 +176,13 @@ def report(results: dict[str, list[dict]], costs: dict[str, float]) -> str:
 
 def sheet(shown: dict[tuple, Tensor]) -> Image.Image:
     """Rows: a pair and a seed; columns: each character alone, the base, every method."""
-    columns, gap, head = ["alone", "base", *METHODS], 6, 16
+    columns, gap, head = ["alone", "base", *METHODS], 6, 30
     rows = [(pair, seed) for pair in PAIRS for seed in SHOWN]
     wide, high = 2 * EDGE + gap, EDGE + gap
     canvas = Image.new("RGB", (len(columns) * wide + gap, len(rows) * high + head), "white")
     pen = ImageDraw.Draw(canvas)
     for c, column in enumerate(columns):
-        pen.text((c * wide + gap, 2), column[:24], fill="black")
+        pen.text((c * wide + gap, 2), textwrap.fill(column, 20), fill="black")
         for r, (pair, seed) in enumerate(rows):
             picture = (torch.cat([shown["alone", name, seed] for name in pair], 2) if column == "alone" else
                        shown[column, pair, seed])

@@ -106,10 +106,10 @@ SHOWN: dict[str, Shown | Card] = {
          Panel("+ subject", sampled(concept_scale=0.0)), Panel("+ subject + concept")),
         says("glossy face halo", "named") | says("smiling face with halo", "class")
         | {"preset": {"scale": 3.0, "scale_2": 1.0}, "subject": GLOSSY} | sampled(concept_scale=0.75)),
-    "Two Subjects": Shown((Panel("both subjects", file=BLEEDING, box=(6, 16, 134, 80)),
-                           Panel("each itself, together", file=BLEEDING, box=(1078, 16, 1206, 80)))),
-    "Two LoRAs, Regions from Words": Shown((Panel("merged", file=BLEEDING, box=(274, 156, 402, 220)),
-                                            Panel("each in its region", file=BLEEDING, box=(810, 156, 938, 220)))),
+    "Two Subjects": Shown((Panel("both subjects", file=BLEEDING, box=(6, 30, 134, 94)),
+                           Panel("each itself, together", file=BLEEDING, box=(1078, 30, 1206, 94)))),
+    "Two LoRAs, Regions from Words": Shown((Panel("merged", file=BLEEDING, box=(274, 170, 402, 234)),
+                                            Panel("each in its region", file=BLEEDING, box=(1078, 170, 1206, 234)))),
     "A Learned Word, Refined from its Class": Shown(
         (Panel("class", {"refine": {"scale": 0.0}}), Panel("+ the learned word")),
         says("crying cat") | says("crying cat noto", "word")),
