@@ -100,7 +100,8 @@ SHOWN: dict[str, Shown | Card] = {
                                            says("smiling face with hearts")),
     "Make a Concept Adapter": Shown((Panel("base", BASE), Panel("with the adapter")), says("partying face")),
     "Your Own Subject": Shown((Panel("your pictures", file=EMOJI, box=(0, 18, 512, 146)),
-                               Panel("a new word", file=EMOJI, box=(0, 310, 128, 438)))),
+                               Panel("a new word", file=EMOJI, box=(384, 456, 512, 584)),
+                               Panel("wearing sunglasses", file=EMOJI, box=(384, 748, 512, 876)))),
     "Your Own Subject with a Concept Model": Shown(
         (Panel("class", {"preset": {"scale_2": 0.0}} | sampled(concept_scale=0.0)),
          Panel("+ subject", sampled(concept_scale=0.0)), Panel("+ subject + concept")),
