@@ -48,7 +48,8 @@ def drawing(seed):
 def adapter(seed, null_text=False):
     draw = drawing(seed)
     layers = {"conv": LayerChange((Added(LowRank(draw(8, 2), draw(2, 4, 3, 3))),), bias=draw(8)),
-              "group": LayerChange(weight=draw(8), bias=draw(8)), "layer": LayerChange(weight=draw(8)),
+              "group": LayerChange(weight=draw(8), bias=draw(8)),
+              "layer": LayerChange(weight=draw(8)) if seed % 2 else LayerChange(bias=draw(8)),
               "rms": LayerChange(weight=draw(8)),
               "linear": LayerChange((Added(LowRank(draw(8, 3), draw(3, 8))), Added(LowRank(draw(8, 1), draw(1, 8)))))}
     if null_text:
@@ -121,7 +122,7 @@ def kinds(draw):
         (Added(Kronecker(left, right)), lambda w: w + torch.kron(left, right)),
         (Replaced(draw(1, 1), (8, 6)), None),
         (Turned(lambda z: turn @ z, keep=0.9), lambda w: turn @ (0.9 * w)),
-        (InputMixed(first, second, pair), lambda w: w + w @ first @ second + whole(pair)),
+        (InputMixed(first, second, pair, keep=0.9), lambda w: 0.9 * (w + w @ first @ second) + whole(pair)),
         (Decomposed(pair, 0.6, outputs=by_output),
          lambda w: torch.lerp(w, by_output[:, None] * (w + whole(pair)), 0.6)),
         (Decomposed(pair, 0.6, inputs=by_input, keep=0.8),

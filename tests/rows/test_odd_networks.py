@@ -48,6 +48,15 @@ def test_a_packs_own_forward_of_a_cross_attention_runs_and_stays(drawn):
     assert torch.equal(network(x, context), 2.0 * x)
 
 
+def test_a_packs_own_forward_of_a_layer_stays():
+    network = nn.Sequential(nn.Linear(8, 8)).requires_grad_(False)
+    network[0].forward = own = lambda x: 2.0 * x
+    with RowwiseNetwork(network, {"a": RowAdapter({"0": LayerChange(bias=torch.ones(8))})}) as rowwise:
+        with rowwise.applied((None, "a")):
+            result = network(torch.ones(2, 8))
+    assert torch.equal(result, torch.tensor([2.0, 3.0]).view(2, 1).expand(2, 8)) and network[0].forward is own
+
+
 def test_what_is_no_batch_goes_to_every_row(drawn):
     network, x, context = drawn
     factor = torch.tensor(0.5)
@@ -76,19 +85,21 @@ def test_a_layer_that_gives_other_rows_is_noticed():
 
 
 class Reading(nn.Module):
-    """Takes the weight and the bias of its norm without calling the norm, together with others."""
+    """Takes the weight and the bias of its norm without calling the norm, in a list or by name."""
 
-    def __init__(self):
+    def __init__(self, by_name):
         super().__init__()
-        self.norm = nn.LayerNorm(8)
+        self.norm, self.by_name = nn.LayerNorm(8), by_name
 
     def forward(self, x):
-        weight, bias = torch.stack([self.norm.weight, self.norm.bias])
-        return nn.functional.layer_norm(x, (8,), weight, bias)
+        weight, bias = (self.norm.weight, self.norm.bias) if self.by_name else torch.stack(
+            [self.norm.weight, self.norm.bias])
+        return nn.functional.layer_norm(x, (8,), weight=weight, bias=bias)
 
 
-def test_weights_that_are_read_with_others_are_exchanged_and_given_back():
-    network, x = Reading().requires_grad_(False), torch.randn(2, 6, 8)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_weights_that_are_read_directly_are_exchanged_and_given_back(by_name):
+    network, x = Reading(by_name).requires_grad_(False), torch.randn(2, 6, 8)
     before = dict(network.norm.named_parameters())
     adapters = {"a": RowAdapter({"norm": LayerChange(weight=torch.ones(8), bias=torch.ones(8))})}
     with RowwiseNetwork(network, adapters) as rowwise:

@@ -73,6 +73,35 @@ def test_the_previous_guidance_of_the_second_is_the_first(tiny, base, concept, p
     assert relative(expected, from_unconditional) > 0.01
 
 
+class AtOne(comfy.samplers.CFGGuider):
+    """Guides at a scale of its own choice."""
+
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
+        return comfy.samplers.sampling_function(self.inner_model, x, timestep, self.conds["negative"],
+                                                self.conds["positive"], 1.0, model_options, seed=seed)
+
+
+LOOKING = {
+    "post": lambda m: m.set_model_sampler_post_cfg_function(
+        lambda args: args["denoised"] - args["uncond_denoised"] + args["cond_denoised"]),
+    "pre": lambda m: m.set_model_sampler_pre_cfg_function(lambda args: [args["conds_out"][0]] * 2),
+    "cfg": lambda m: m.set_model_sampler_cfg_function(lambda args: args["cond"]),
+    "guider": lambda m: None,
+}
+
+
+@pytest.mark.parametrize("who", LOOKING)
+def test_at_cfg_0_the_positive_is_there_for_whoever_looks_at_it(tiny, base, concept, prompts, who):
+    (positive, negative), latent = prompts, tiny.latent()
+    model = apply(base, [Link(model=concept)])
+    LOOKING[who](model)
+    guider = (AtOne if who == "guider" else comfy.samplers.CFGGuider)(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(0.0)
+    dp, dc, d0 = (denoised(*p, latent) for p in ((base, positive), (concept, negative), (base, negative)))
+    assert relative(guided(guider, latent, steps=1), dp + dc - d0) < 1e-4
+
+
 @pytest.mark.parametrize("more", ["mask", "shaping", "perpendicular_to", "reference"])
 def test_only_plain_guidance_goes_the_hosts_way(tiny, base, prompts, more):
     """A first guidance is more than the host's where something is connected to it; a clone never goes that way."""
