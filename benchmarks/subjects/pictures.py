@@ -27,8 +27,6 @@ from .study import CLASS, SCALE, Study
 HERE = Path(__file__).parent
 WEIGHTS, SCALES, RUNS = (0.0, 0.25, 2.0), (1.0, 2.0, 2.5, 3.0), (1, 2, 3)
 """Semantic weights; subject scales of class-guided; seeds of a run of training."""
-GUIDED = (1, 2)
-"""Runs that are sampled class-guided."""
 STEPS = 100
 REQUESTS = {"sunglasses": "with sunglasses", "halo": "with halo", "mask": "with medical mask",
             "hearts": "with heart-eyes"}
@@ -79,7 +77,7 @@ class One(Study):
                 name = f"weight {weight:g}"
                 found.setdefault(name, []).append(self.kept(f"{name}, run {seed}", lambda run=run, name=name, seed=seed:
                                                             self.seen(run(), None, name, seed)))
-                for scale in SCALES if weight == WEIGHTS[1] and seed in GUIDED else ():
+                for scale in SCALES if weight == WEIGHTS[1] else ():
                     name = f"class-guided, scale {scale:g}"
                     found.setdefault(name, []).append(
                         self.kept(f"{name}, run {seed}", lambda run=run, scale=scale, name=name, seed=seed:

@@ -24,10 +24,10 @@ class Study:
     Args:
         work: the work folder of benchmarks.pictures.
         stage: of the base.
-        name: of the folder in it.
+        name: of the folder in it, or another folder.
     """
 
-    def __init__(self, work: Path, stage: str, name: str):
+    def __init__(self, work: Path, stage: str, name: str | Path):
         self.family, self.eye = Family(work / stage / "models"), looks.trained(work)
         self.work, self.folder = work, work / name
         self.folder.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gcfg.guidance import presets
@@ -40,6 +41,7 @@ STEPS = 300
 UNTUNED, SCATTERED, WITHOUT_MIXES, TUNED = WORDS = ("untuned", "scattered", "tuned without mixes", "tuned")
 """Two rows of the noun; moved from there by chance, as far as tuning moves them; tuned."""
 SHOWN = 3
+"""Pictures of each order that are kept to look at."""
 
 
 def main() -> None:
@@ -52,14 +54,14 @@ def main() -> None:
     study = Two(chosen.work)
     base, found = study.base(), study.run()
     print("\n".join([*table(base, found), "", *by_pair(found)]))
-    study.sheet([f"{name}, {words}" for name in study.pairs for words in WORDS]).save(
-        chosen.out / "two.jpg", quality=80)
+    study.grid().save(chosen.out / "two.jpg", quality=80)
 
 
 class Two(Study):
     """Figures of the base by pair, and of runs by words and (pair, run)."""
 
-    def __init__(self, work: Path, pairs: dict[str, Pair] = PAIRS, runs: Sequence[int] = RUNS, name: str = "two_study"):
+    def __init__(self, work: Path, pairs: dict[str, Pair] = PAIRS, runs: Sequence[int] = RUNS,
+                 name: str | Path = "two_study"):
         super().__init__(work, "two", name)
         self.pairs, self.runs = pairs, runs
         self.subjects = [who for pair in pairs.values() for who in pair]
@@ -127,6 +129,21 @@ class Two(Study):
         nearer = torch.stack([self.eye.likelihood(pictures, **who.looks) for who in pair]).argmax(0)
         return torch.tensor(shows), nearer
 
+    def grid(self) -> Image.Image:
+        """A row a pair, a column the base and each kind of words; one order over the other, of the first run."""
+        width, height, columns = 2 * SIZE, 2 * SIZE + 16, ("base", *WORDS)
+        sheet = Image.new("RGB", ((width + 12) * len(columns), height * len(self.pairs) + 16), "white")
+        pen = ImageDraw.Draw(sheet)
+        for column, words in enumerate(columns):
+            x = (width + 12) * column
+            pen.text((x + 4, 2), words, fill="black")
+            for row, name in enumerate(self.pairs):
+                strip, y = Image.open(self.folder / f"{name}, {words}.png"), 16 + height * row
+                for order in range(2):
+                    start = order * strip.width // 2
+                    sheet.paste(strip.crop((start, 0, start + width, SIZE)), (x, y + SIZE * order))
+        return sheet.resize((3 * sheet.width // 2, 3 * sheet.height // 2), Image.Resampling.LANCZOS)
+
 
 def counted(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> dict[str, float]:
     """What the halves of wide pictures show, see ``Two.halves``, of which the first named should be left.
@@ -141,7 +158,7 @@ def counted(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> dict[s
 
 
 def table(base: Sequence[dict], found: dict[str, dict[str, list[dict]]]) -> list[str]:
-    """Means over pairs and runs; the paired difference with its 95 % interval."""
+    """Means over pairs and runs; what tuned words change, with the 95 % interval of the paired difference."""
     columns = ["each alone", "half", "both", "nearer", "twice", "cosine before", "cosine after"]
     runs = {words: [run for pair in by.values() for run in pair] for words, by in found.items()}
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -149,24 +166,22 @@ def table(base: Sequence[dict], found: dict[str, dict[str, list[dict]]]) -> list
         lines.append(f"| {name} | " + " | ".join(
             f"{statistics.mean(run[column] for run in shown):.2f}" if column in shown[0] else "" for column in columns
         ) + " |")
-    for words in WORDS[1:]:
+    for words in (UNTUNED, SCATTERED, WITHOUT_MIXES):
         cells = []
         for column in columns:
-            changes = [after[column] - before[column]
-                       for before, after in zip(runs[WORDS[0]], runs[words], strict=True)]
+            changes = [after[column] - before[column] for before, after in zip(runs[words], runs[TUNED], strict=True)]
             low, high = interval(changes)
             cells.append(f"{statistics.mean(changes):+.2f} [{low:+.2f}, {high:+.2f}]")
-        lines.append(f"| {words}, difference | " + " | ".join(cells) + " |")
+        lines.append(f"| tuned less {words} | " + " | ".join(cells) + " |")
     return lines
 
 
 def by_pair(found: dict[str, dict[str, list[dict]]]) -> list[str]:
     """*both* and *twice* of each pair."""
-    lines = ["| | " + " | ".join(f"{key}, {words}" for key in ("both", "twice") for words in WORDS) + " |",
-             "|---" * (2 * len(WORDS) + 1) + "|"]
-    for name in found[WORDS[0]]:
-        cells = [f"{statistics.mean(run[key] for run in found[words][name]):.2f}"
-                 for key in ("both", "twice") for words in WORDS]
+    lines = ["| *both*; *twice* | " + " | ".join(WORDS) + " |", "|---" * (len(WORDS) + 1) + "|"]
+    for name in found[UNTUNED]:
+        cells = ["; ".join(f"{statistics.mean(run[key] for run in found[words][name]):.2f}"
+                           for key in ("both", "twice")) for words in WORDS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 

@@ -122,8 +122,8 @@ def test_the_table_pairs_the_runs():
                                  {"a": [run(0.3), run(0.6)], "b": [run(0.9)]}), strict=True))
     lines = two.table([{"both": 0.8}], found)
     assert lines[2].startswith("| base, described |  |  | 0.80 |") and "| 0.30 |" in lines[3] and "| 0.60 |" in lines[6]
-    assert "| +0.00 [+0.00, +0.00] |" in lines[7] and "| +0.30 [+0.05, +0.55] |" in lines[9]
-    assert two.by_pair(found)[2] == "| a | 0.20 | 0.20 | 0.20 | 0.45 | 0.50 | 0.50 | 0.50 | 0.50 |"
+    assert all("| +0.30 [+0.05, +0.55] |" in line for line in lines[7:]) and len(lines) == 10
+    assert two.by_pair(found)[2] == "| a | 0.20; 0.50 | 0.20; 0.50 | 0.20; 0.50 | 0.45; 0.50 |"
 
 
 def test_characters_of_a_pair_are_told_apart_by_what_they_are_said_to_differ_in():
@@ -134,11 +134,11 @@ def test_characters_of_a_pair_are_told_apart_by_what_they_are_said_to_differ_in(
 
 
 @pytest.mark.slow
-def test_the_base_draws_two_heads_that_it_was_never_shown_together():
+def test_the_base_draws_two_heads_that_it_was_never_shown_together(tmp_path):
     """Colours, left and right as named."""
     if not (data.WORK / "two" / "models" / "base.safetensors").is_file():
         pytest.skip("train_two was not run here")
     study = two.Two(data.WORK, {"blue and green": (characters.like("b", "blue", "round", "ears"),
-                                                   characters.like("g", "green", "square", "ears"))}, (), "two_test")
+                                                   characters.like("g", "green", "square", "ears"))}, (), tmp_path)
     found, = study.base()
     assert found["half"] > 0.6 and found["twice"] < 0.2
