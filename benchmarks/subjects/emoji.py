@@ -17,9 +17,10 @@ from PIL import Image, ImageDraw
 from benchmarks.pictures import data, host, train_composed
 
 from . import looks
-from .characters import SIZE, ZOG, draw
+from .characters import MIP, SIZE, ZOG, Character, draw
 
 HERE = Path(__file__).parent
+CHARACTERS = {who.name: who for who in (ZOG, MIP)}
 CAPTION, CLASS, REQUEST = "a photo of a", "face", "with sunglasses"
 SEEDS, SHOWN, SCALE, SUBJECT_SCALES = 6, 6, 4.0, (2.0, 3.0, 4.0)
 
@@ -37,15 +38,19 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--method", default="LoRA")
     parser.add_argument("--weight", type=float, default=0.5, help="semantic weight")
+    parser.add_argument("--character", choices=list(CHARACTERS), default=ZOG.name)
+    parser.add_argument("--training-seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1, help="of the pictures")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     host.start(chosen.comfyui)
-    rows = drawn(trained(chosen), draw(ZOG, chosen.work / "pictures"))
+    who = CHARACTERS[chosen.character]
+    rows = drawn(trained(chosen, who), who, draw(who, chosen.work / "pictures"), chosen.seed)
     sheet(rows).save(chosen.out, quality=90)
-    print(f"{table(rows, looks.trained(chosen.pictures))}\n{chosen.out} written")
+    print(f"{table(rows, who, looks.trained(chosen.pictures))}\n{chosen.out} written")
 
 
-def trained(chosen: argparse.Namespace) -> tuple:
+def trained(chosen: argparse.Namespace, who: Character) -> tuple:
     """Base MODEL, CLIP, VAE, the subject's MODEL and its prompt; the run goes on where it was."""
     from gcfg_pack.gcfg.host.training import command_line
     from gcfg_pack.gcfg.host.training.subjects import train as subject
@@ -56,13 +61,13 @@ def trained(chosen: argparse.Namespace) -> tuple:
     command_line.write_into(str(work / "models"))
     checkpoint = chosen.checkpoint or train_composed.checkpoint_path(chosen.pictures)
     base, clip, vae = command_line.load(str(checkpoint))
-    folder = str(draw(ZOG, work / "pictures"))
+    folder = str(draw(who, work / "pictures"))
     pictures = subject.prepare(Subject(folder, "", SIZE, augment=False, flip=True, count=16), vae,
                                work / "latents")
     settings = SubjectSettings(
-        run_name=ZOG.name, class_word=CLASS, target_steps=chosen.steps, method=chosen.method, batch=4,
-        learning_rate=chosen.rate, semantic_weight=chosen.weight, rank=chosen.rank, micro_batch=4, save_every=20,
-        preview_every=0, output=str(work), initial_word=CLASS)
+        run_name=who.name, seed=chosen.training_seed, class_word=CLASS, target_steps=chosen.steps,
+        method=chosen.method, batch=4, learning_rate=chosen.rate, semantic_weight=chosen.weight, rank=chosen.rank,
+        micro_batch=4, save_every=20, preview_every=0, output=str(work), initial_word=CLASS)
     watch = command_line.TerminalWatch(argparse.Namespace(asked=False), command_line_bar)
     with torch.inference_mode():
         made = subject.train(base, clip, pictures, settings, watch)
@@ -75,18 +80,18 @@ def command_line_bar(title: str):
     return ProgressBar(title)
 
 
-def drawn(models: tuple, pictures: Path) -> dict[str, list[np.ndarray]]:
+def drawn(models: tuple, who: Character, pictures: Path, seed: int) -> dict[str, list[np.ndarray]]:
     """Rows of pictures by title: those of the folder; the base; the subject alone, asked by CFG, and class-guided."""
     base, clip, vae, subject, prompt = models
     alone = f"{CAPTION} {prompt}"
-    plain, named, described = f"{CLASS} {REQUEST}", f"{alone} {REQUEST}", f"{ZOG.described} {REQUEST}"
+    plain, named, described = f"{CLASS} {REQUEST}", f"{alone} {REQUEST}", f"{who.described} {REQUEST}"
     rows = {"four pictures": [np.asarray(Image.open(file).resize((SIZE, SIZE))) for file in
                               sorted(pictures.glob("*"))],
-            f"base: {plain}": sampled(base, clip, vae, plain),
-            f"base: {described}": sampled(base, clip, vae, described),
-            f"subject: {alone}": sampled(subject, clip, vae, alone),
-            f"subject by CFG: ... {REQUEST}": sampled(subject, clip, vae, named)}
-    return rows | {f"class-guided, subject scale {r:g}": sampled(base, clip, vae, named, (plain, subject, r))
+            f"base: {plain}": sampled(base, clip, vae, seed, plain),
+            f"base: {described}": sampled(base, clip, vae, seed, described),
+            f"subject: {alone}": sampled(subject, clip, vae, seed, alone),
+            f"subject by CFG: ... {REQUEST}": sampled(subject, clip, vae, seed, named)}
+    return rows | {f"class-guided, subject scale {r:g}": sampled(base, clip, vae, seed, named, (plain, subject, r))
                    for r in SUBJECT_SCALES}
 
 
@@ -103,18 +108,18 @@ def sheet(rows: dict[str, list[np.ndarray]]) -> Image.Image:
     return canvas
 
 
-def table(rows: dict[str, list[np.ndarray]], eye: looks.Looks) -> str:
+def table(rows: dict[str, list[np.ndarray]], who: Character, eye: looks.Looks) -> str:
     """The part of each row's pictures in which the eye finds sunglasses, the character, and both."""
     lines = ["| | sunglasses | the character | both |", "|---|---|---|---|"]
     for title, row in rows.items():
         pixels = torch.from_numpy(np.stack(row)).movedim(3, 1).float() / 255
-        shares = (eye.share(pixels, worn="sunglasses"), eye.share(pixels, **ZOG.looks),
-                  eye.share(pixels, worn="sunglasses", **ZOG.looks))
+        shares = (eye.share(pixels, worn="sunglasses"), eye.share(pixels, **who.looks),
+                  eye.share(pixels, worn="sunglasses", **who.looks))
         lines.append(f"| {title} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
     return "\n".join(lines)
 
 
-def sampled(model, clip, vae, prompt: str, guided: tuple | None = None) -> list[np.ndarray]:
+def sampled(model, clip, vae, seed: int, prompt: str, guided: tuple | None = None) -> list[np.ndarray]:
     """Pictures of a prompt by CFG, or class-guided with (class prompt, subject's MODEL, subject scale)."""
     import nodes
 
@@ -130,7 +135,7 @@ def sampled(model, clip, vae, prompt: str, guided: tuple | None = None) -> list[
             chain = chain_for("class-guided", Sockets(positive, of_class, model_2=subject, scale=SCALE, scale_2=scale))
             model, positive, cfg = apply(model, chain), empty, 1.0
         latent = {"samples": torch.zeros(SEEDS, 4, SIZE // 8, SIZE // 8)}
-        samples = nodes.KSampler().sample(model, 1, host.STEPS, cfg, host.SAMPLER, host.SCHEDULER, positive, empty,
+        samples = nodes.KSampler().sample(model, seed, host.STEPS, cfg, host.SAMPLER, host.SCHEDULER, positive, empty,
                                           latent)[0]["samples"]
         return list((vae.decode(samples)[..., :3].clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
