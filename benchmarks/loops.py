@@ -1,5 +1,6 @@
 """The loops that ``training.py`` measures, each a function that builds its network and gives a ``Loop``."""
 
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -27,14 +28,24 @@ class Loop:
     before: int
 
 
+def ready(args: Namespace) -> None:
+    """Import the host and what the loops need of the pack, so that it is in no loop's memory."""
+    if "gcfg_pack" in sys.modules:
+        return
+    start(find_host(), cpu=args.device == "cpu")
+    import gcfg_pack.gcfg.host.training.models.empty_prompt
+    import gcfg_pack.gcfg.host.training.models.trainable
+    import gcfg_pack.gcfg.training.run.loop  # noqa: F401
+    import harness.models.families  # noqa: F401
+
+
 def form_of(family: str, changes: dict, args: Namespace, now: Callable):
     """The form of a family's network that is trained, its settings and plan, and the bytes before it was built."""
-    start(find_host(), cpu=args.device == "cpu")
+    ready(args)
     from gcfg_pack.gcfg.host.training.models.empty_prompt import EmptyPrompt
     from gcfg_pack.gcfg.host.training.models.trainable import Trainable
     from gcfg_pack.gcfg.nulltext.attention import cross_attention_blocks
     from gcfg_pack.gcfg.training import memory
-    from gcfg_pack.gcfg.training.run import loop  # noqa: F401  here, so that its modules are in no side's memory
     from gcfg_pack.gcfg.training.settings import Settings
     from gcfg_pack.gcfg.training.weights import optimizers
     from harness.models import tiny

@@ -15,6 +15,8 @@ processes that give back at once what they free.
 """
 
 import argparse
+import ctypes
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -28,7 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from loops import BATCH, LOOPS, SHAPES
+from loops import BATCH, LOOPS, SHAPES, ready
 
 VARIANTS = {
     "full, 24 GB": {"memory": "24 GB"},
@@ -40,13 +42,17 @@ VARIANTS = {
     "LoRA 16, 8 GB": {"memory": "8 GB", "method": "LoRA"},
 }
 WARM_UP = 3
-GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""Memory that is freed leaves the process, so that its size says what is in use. It costs time."""
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
+"""Of glibc's mallopt."""
 
 
-def worker(side: str, family: str, variant: str, args: argparse.Namespace, pipe) -> None:
+def worker(side: str, family: str, variant: str, args: argparse.Namespace, thrifty: bool, pipe) -> None:
     """Build one of the loops, take a step whenever told to and send its seconds, at last (held, peak, optimizer)."""
     torch.set_num_threads(args.threads)
+    if thrifty:  # not what torch and the host fetch in the first step of any loop
+        give_back()
+        LOOPS[side](family, VARIANTS[variant], args, now).step()
+        gc.collect()
     loop = LOOPS[side](family, VARIANTS[variant], args, now)
     clock = time.perf_counter if args.device == "cuda" else time.process_time
     pipe.send("ready")
@@ -57,6 +63,14 @@ def worker(side: str, family: str, variant: str, args: argparse.Namespace, pipe)
             torch.cuda.synchronize()
         pipe.send(clock() - begun)
     pipe.send((size_of(loop.kept()), peak(args) - loop.before, loop.optimizer))
+
+
+def give_back() -> None:
+    """From now on memory that is freed leaves the process, so that its size says what is in use. It costs time."""
+    libc = ctypes.CDLL("libc.so.6")
+    for option, value in ((ARENA_MAX, 1), (MMAP_THRESHOLD, 65536), (TRIM_THRESHOLD, 65536)):
+        libc.mallopt(option, value)
+    libc.malloc_trim(0)
 
 
 def now(args: argparse.Namespace) -> int:
@@ -88,20 +102,17 @@ def measure(family: str, variant: str, args: argparse.Namespace) -> dict[str, tu
         wanted.add("diffusers")
     seconds, reports = turns(wanted, family, variant, args, args.steps, args.seconds)
     if args.device != "cuda":
-        os.environ.update(GIVE_BACK)
-        reports = {side: turns({side}, family, variant, args, 2, 0.0)[1][side] for side in wanted}
-        for name in GIVE_BACK:
-            del os.environ[name]
+        reports = {side: turns({side}, family, variant, args, 2, 0.0, thrifty=True)[1][side] for side in wanted}
     return {side: (seconds[side], *reports[side]) for side in wanted}
 
 
-def turns(wanted: set[str], family: str, variant: str, args: argparse.Namespace, steps: int, enough: float
-          ) -> tuple[dict[str, list[float]], dict[str, tuple]]:
+def turns(wanted: set[str], family: str, variant: str, args: argparse.Namespace, steps: int, enough: float,
+          thrifty: bool = False) -> tuple[dict[str, list[float]], dict[str, tuple]]:
     """Seconds of at least so many steps of each side, taken for ``enough`` seconds, and what each reports."""
-    context, sides = multiprocessing.get_context("spawn"), {}
+    context, sides = multiprocessing.get_context("spawn" if args.device == "cuda" else "fork"), {}
     for side in sorted(wanted):
         mine, theirs = context.Pipe()
-        process = context.Process(target=worker, args=(side, family, variant, args, theirs))
+        process = context.Process(target=worker, args=(side, family, variant, args, thrifty, theirs))
         process.start()
         theirs.close()
         sides[side] = process, mine
@@ -131,6 +142,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="threads on the CPU")
     args = parser.parse_args()
+    if args.device != "cuda":
+        ready(args)  # once: the processes are copies of this one
     print(f"{args.size}, latents {args.latent} x {args.latent}, batch {BATCH}, at least {args.steps} steps and "
           f"{args.seconds:g} seconds on {args.device}, torch {torch.__version__}\n\n| family | variant | optimizer | "
           "ours | plain | ours is faster by | pairs | held, ours and plain | peak |\n" + "|---" * 9 + "|")
@@ -147,7 +160,7 @@ def show(family: str, variant: str, found: dict[str, tuple]) -> None:
         print(f"| {family} | {variant} | {optimizer} | {1 / statistics.median(own):.2f} | "
               f"{1 / statistics.median(seconds):.2f}{'' if side == 'plain' else f' ({side})'} | "
               f"{ratio(np.array(seconds) / np.array(own))} | {len(own)} | {held / 2**20:.1f}, {their_held / 2**20:.1f} "
-              f"MiB | {peak / 2**20:.0f}, {their_peak / 2**20:.0f} MiB |", flush=True)
+              f"MiB | {peak / 2**20:.1f}, {their_peak / 2**20:.1f} MiB |", flush=True)
 
 
 def ratio(ratios: np.ndarray) -> str:

@@ -69,7 +69,8 @@ class Settings:
         compile: compile the blocks with torch.compile, which needs a C++ compiler, on NVIDIA also Triton.
         shard: with torchrun, cut weights, average and optimizer state over the processes (FSDP2), for the method
             "full" on weights that do not fit one GPU.
-        fused_backward: update each weight as soon as its gradient is there; one micro-batch, clipped per tensor.
+        fused_backward: update weights as soon as their gradients are there, each clipped by itself; a step is one
+            micro-batch of pictures of one shape.
         tensorboard: write events for TensorBoard where that package is installed.
         checkpoint, output, comfyui: of the command line: file of the base model, folder of the run folders, and the
             folder of ComfyUI.

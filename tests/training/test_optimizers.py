@@ -85,6 +85,32 @@ def test_optimizers_of_other_packages_go_on_exactly(kind):
     assert abs(first.size() - sum(tensor.nbytes for tensor in first.tensors().values())) < 120
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adamw_in_8_bits_is_small_goes_on_exactly_and_follows_adamw(dtype):
+    pytest.importorskip("bitsandbytes")
+
+    def begun(kind, weight):
+        return optimizers.Optimizer({"w": weight}, kind, 1e-2, seed=0)
+
+    def go_on(weight, optimizer, first, last):
+        for step in range(first, last):
+            weight.grad = torch.sin(weight.detach() * 3)
+            optimizer.step(step, 1e-2)
+    start = torch.linspace(-1, 1, 128 * 64).view(128, 64)
+    whole, parted, exact = (nn.Parameter(start.to(kind, copy=True)) for kind in (dtype, dtype, torch.float32))
+    optimizer, first = begun("adamw 8-bit", whole), begun("adamw 8-bit", parted)
+    go_on(whole, optimizer, 0, 20)
+    go_on(parted, first, 0, 10)
+    second = begun("adamw 8-bit", parted)
+    second.load({name: tensor.clone() for name, tensor in first.tensors().items()})
+    go_on(parted, second, 10, 20)
+    go_on(exact, begun("adamw", exact), 0, 20)
+    found, again = optimizer.tensors(), second.tensors()
+    assert torch.equal(whole, parted) and all(torch.equal(found[name], again[name]) for name in found | again)
+    assert found["w/state1"].dtype == torch.uint8 and sum(t.nbytes for t in found.values()) < 2.5 * start.numel()
+    assert (whole.float() - exact).square().mean().sqrt() < 0.1 * (exact - start).square().mean().sqrt()
+
+
 def test_prodigy_sees_all_weights_at_once():
     with pytest.raises(SettingsError, match="set precision to float32 and switch fused_backward off"):
         stepped("prodigy", dtype=torch.bfloat16)
