@@ -148,9 +148,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.device != "cuda":
         ready(args)  # once: the processes are copies of this one
-    print(f"{args.size}, latents {args.latent} x {args.latent}, batch {BATCH}, {args.starts} starts, at least {args.steps} "
-          f"steps and {args.seconds:g} seconds each, on {args.device}, torch {torch.__version__}\n\n| family | variant | optimizer | "
-          "ours | plain | ours is faster by | pairs | held, ours and plain | peak |\n" + "|---" * 9 + "|")
+    print(f"{args.size}, latents {args.latent} x {args.latent}, batch {BATCH}, {args.starts} starts, each at least "
+          f"{args.steps} steps and {args.seconds:g} seconds, on {args.device}, torch {torch.__version__}\n\n"
+          "| family | variant | optimizer | ours | plain | ours is faster by | pairs | held, ours and plain | peak |\n"
+          + "|---" * 9 + "|")
     for family in args.families:
         for variant in args.variants:
             if family in ("sd15", "sdxl") or variant.startswith("LoRA"):
