@@ -72,6 +72,9 @@ def test_a_cross_attention_that_sees_other_rows_is_noticed(drawn):
         with pytest.raises(Regrouped, match="sees 6 rows of a batch of 3"), rowwise.applied((None, "n", None)):
             network(x.repeat(2, 1, 1), context.repeat(2, 1, 1))
         assert rowwise.regroups
+        with rowwise.applied(("n", "n", "n")):
+            result = network(x.repeat(2, 1, 1), context.repeat(2, 1, 1))
+    assert torch.equal(result, torch.arange(8.0).expand(6, 6, 8))
 
 
 def test_a_layer_that_gives_other_rows_is_noticed():
@@ -111,6 +114,15 @@ def test_weights_that_are_read_directly_are_exchanged_and_given_back(by_name):
             raise ZeroDivisionError
     assert torch.allclose(result, nn.functional.layer_norm(x, (8,), 2 * torch.ones(8), torch.ones(8)), atol=1e-6)
     assert all(value is before[name] for name, value in network.norm.named_parameters())
+
+
+def test_a_pass_of_a_part_of_the_network_says_nothing_of_the_rest():
+    network, x = Reading(True).requires_grad_(False), torch.randn(2, 6, 8)
+    with RowwiseNetwork(network, {"a": RowAdapter({"norm": LayerChange(bias=torch.ones(8))})}) as rowwise:
+        with rowwise.applied(("a", "a"), whole=False):
+            pass
+        with pytest.raises(Regrouped, match="reads the weights of 'norm' by itself"), rowwise.applied(("a", "a")):
+            network(x)
 
 
 class Blending(nn.Module):
