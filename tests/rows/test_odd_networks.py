@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from gcfg.rows.batch import Regrouped
-from gcfg.rows.changes import LayerChange
+from gcfg.rows.changes import Added, LayerChange
+from gcfg.rows.differences import LowRank
 from gcfg.rows.network import RowAdapter, RowwiseNetwork
 
 
@@ -48,6 +49,14 @@ def test_a_packs_own_forward_of_a_cross_attention_runs_and_stays(drawn):
     assert torch.equal(network(x, context), 2.0 * x)
 
 
+def test_a_pack_that_calls_the_projections_itself_gets_the_constant(drawn):
+    network, x, _ = drawn
+    plain = network.attn2.to_out(x)
+    with RowwiseNetwork(network, NULL) as rowwise, rowwise.applied((None, "n", None)):
+        result = network.attn2.to_out(x)
+    assert torch.equal(result[[0, 2]], plain[[0, 2]]) and torch.equal(result[1], torch.arange(8.0).expand(6, 8))
+
+
 def test_a_packs_own_forward_of_a_layer_stays():
     network = nn.Sequential(nn.Linear(8, 8)).requires_grad_(False)
     network[0].forward = own = lambda x: 2.0 * x
@@ -85,6 +94,18 @@ def test_a_layer_that_gives_other_rows_is_noticed():
     adapters = {"a": RowAdapter({"0": LayerChange(bias=torch.ones(8))})}
     with RowwiseNetwork(network, adapters) as rowwise, pytest.raises(Regrouped), rowwise.applied((None, "a")):
         network(torch.zeros(2, 6, 8))
+
+
+def test_a_layer_that_computes_in_one_type_and_then_in_another():
+    class Casting(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+    network, x = nn.Sequential(Casting(8, 8)).requires_grad_(False), torch.randn(2, 8)
+    added = LayerChange((Added(LowRank(torch.ones(8, 2), torch.ones(2, 8))),))
+    with RowwiseNetwork(network, {"a": RowAdapter({"0": added})}) as rowwise, rowwise.applied((None, "a")):
+        results = [network(x.to(dtype)) for dtype in (torch.float32, torch.float64, torch.bfloat16)]
+    assert [r.dtype for r in results] == [torch.float32, torch.float64, torch.bfloat16]
+    assert all(torch.allclose(r.float(), results[0], atol=0.3) for r in results)
 
 
 class Reading(nn.Module):

@@ -9,6 +9,7 @@ from comfy.patcher_extension import PatcherInjection
 
 from gcfg_pack.gcfg.host.concepts import concept as concepts
 from gcfg_pack.gcfg.host.sampling.chain import Link
+from gcfg_pack.gcfg.host.weights.rows import row_adapter
 from gcfg_pack.gcfg.nulltext.formats.adapter import Adapter, extract
 from harness.node import call
 from harness.sampling import counted, gcfg, relative, without_free_memory
@@ -120,6 +121,26 @@ def test_concept_rows_ignore_their_text_and_others_do_not(tiny, base, prompts):
     assert relative(other, gcfg(base, positive, negative, tiny.latent(), concept)) > 0.01
 
 
+def test_nothing_is_kept_for_a_cross_attention_that_is_a_constant(tiny, base):
+    made = row_adapter(with_adapter(tiny, base), base)
+    assert len(made.constants) == 4 and made.layers and not any(".attn2." in name for name in made.layers)
+
+
+@pytest.mark.parametrize("part", [None, (0, 0, 16)])
+def test_a_cross_attention_that_is_set_to_something_else_runs(tiny, base, prompts, part):
+    """Its output weight to other numbers, or a part of it to zero."""
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_out.0.weight"
+    value = 0.3 * torch.randn((32, 32), generator=torch.manual_seed(1)) if part is None else torch.zeros(16, 32)
+
+    def changed(model):
+        clone = model.clone()
+        clone.add_patches({key if part is None else (key, part): ("set", (value,))})
+        return clone
+    result = gcfg(base, *prompts, tiny.latent(), changed(base))
+    assert relative(result, gcfg(base, *prompts, tiny.latent(), changed(tiny.sd15(1)))) < 1e-4
+    assert relative(result, gcfg(base, *prompts, tiny.latent())) > 1e-3
+
+
 def attn2_replace(q, k, v, extra_options):
     """An attention patch that computes by itself, as IPAdapter's does: the projections are then called one by one."""
     from comfy.ldm.modules.attention import optimized_attention
@@ -192,10 +213,11 @@ def test_an_injection_that_both_have_stays(tiny, base, prompts):
     """A motion module, and behind it a LoRA: both run in it, in one batch."""
     positive, negative = prompts
     base.set_injections("motion", [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)])
-    styled = comfy.sd.load_lora_for_models(base, None, tiny.lora(base, 4), 0.8, 0.0)[0]
-    with counted(base) as calls:
-        gcfg(base, positive, negative, tiny.latent(), styled)
-    assert calls == [(0, 3)] * 4
+    for load in (comfy.sd.load_lora_for_models, getattr(comfy.sd, "load_bypass_lora_for_models", None)):
+        if load is not None:
+            with counted(base) as calls:
+                gcfg(base, positive, negative, tiny.latent(), load(base, None, tiny.lora(base, 4), 0.8, 0.0)[0])
+            assert calls == [(0, 3)] * 4
 
 
 def test_stock_lora_form_of_a_concept(tiny, base, prompts):

@@ -2,7 +2,10 @@
 
 import comfy.weight_adapter as kinds
 import pytest
+import torch
+import torch.nn.functional as F
 
+from gcfg_pack.gcfg.host.weights.unmerged import difference
 from harness.models.patches import LINEAR, File, loaded
 from harness.sampling import counted, gcfg, relative, stock
 
@@ -58,3 +61,14 @@ def test_a_slice_of_the_inputs_that_is_scaled(tiny, base, prompts):
         clone.add_patches({(WEIGHT, (1, 4, 8)): pair}, 0.7)
         return model, clone
     check(tiny, base, prompts, both)
+
+
+def test_a_lora_of_a_convolution_in_groups():
+    """Its product is a weight of this shape; the two factors are no convolutions in groups."""
+    file, x = File(), torch.randn((2, 8, 6, 6), generator=torch.manual_seed(1))
+    layer = torch.nn.Conv2d(8, 8, 3, groups=2, padding=1)
+    up, down = file.draw(8, 2, 1, 1), file.draw(2, 4, 3, 3)
+    pair = kinds.LoRAAdapter(set(), (up, down, None, None, None, None))
+    whole = (up.flatten(1) @ down.flatten(1)).view(8, 4, 3, 3)
+    made = difference(pair, 0.7, None, layer, tuple(layer.weight.shape))
+    assert torch.allclose(made(layer, x), F.conv2d(x, 0.7 * whole, groups=2, padding=1), atol=1e-5)

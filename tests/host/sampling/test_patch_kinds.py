@@ -78,6 +78,7 @@ def with_function(model):
     file, clone = File(8), model.clone()
     pair = kinds.LoRAAdapter(set(), (file.draw(32, 4), file.draw(4, 32), None, None, None, None))
     clone.add_patches({(f"{LINEAR}.weight", None, lambda d: torch.cat(d.chunk(2)[::-1])): pair}, 0.7)
+    clone.add_patches({(f"{CONV}.weight", None, lambda d: d.flip(0)): ("diff", (file.draw(32, 32, 3, 3),))}, 0.7)
     return clone
 
 
@@ -103,6 +104,16 @@ bypassed = pytest.mark.skipif(not hasattr(comfy.sd, "load_bypass_lora_for_models
 def test_of_a_bypass_loader(tiny, base, prompts, kind):
     """As the host runs it on weights of its own: a BOFT turns the bias too, a DoRA goes without its magnitude."""
     check(tiny, base, prompts, lambda model: injected(model, kind))
+
+
+@bypassed
+def test_of_two_bypass_loaders(tiny, base, prompts):
+    """What comes after a turn of a layer's output comes after it on rows, too."""
+    def twice(model):
+        clone, (further,) = injected(model, "boft"), injected(model, "lora").injections.values()
+        clone.set_injections("further", further)
+        return clone
+    check(tiny, base, prompts, twice)
 
 
 @bypassed
@@ -260,6 +271,9 @@ def test_a_copy_is_made_once_as_long_as_the_inputs_stay(tiny, base, prompts, cap
     perturbed = merged.clone()
     perturbed.set_model_attn1_replace(lambda q, k, v, extra_options: v, "middle", 0)
     assert run(perturbed)[1] == 1
+    sampling = merged.clone()
+    sampling.add_object_patch("latent_format", merged.get_model_object("latent_format"))
+    assert run(sampling)[1] == 1
 
 
 def test_an_adapter_is_prepared_once_as_long_as_the_patches_stay(tiny, base, prompts):
@@ -270,8 +284,8 @@ def test_an_adapter_is_prepared_once_as_long_as_the_patches_stay(tiny, base, pro
     assert row_adapter(clone, base) is first and row_adapter(clone.clone(), base) is first
     assert torch.equal(gcfg(base, positive, negative, tiny.latent(), clone), expected)
     assert row_adapter(clone, loaded(base, "lora")) is not first
-    more = loaded(clone, "lora")
-    assert row_adapter(more, base) is not row_adapter(clone, base)
+    again = row_adapter(clone, base)
+    assert row_adapter(loaded(clone, "lora"), base) is not again
 
 
 def test_an_adapter_is_prepared_anew_for_other_hooks(tiny, base):

@@ -27,7 +27,7 @@ class File:
 
     def locon_mid(self):
         return {f"{CONV}.lora_up.weight": self.draw(32, 4, 1, 1), f"{CONV}.lora_down.weight": self.draw(4, 32, 1, 1),
-                f"{CONV}.lora_mid.weight": self.draw(4, 4, 3, 3, scale=0.1)}
+                f"{CONV}.lora_mid.weight": self.draw(4, 4, 3, 3, scale=0.1), f"{CONV}.alpha": torch.tensor(2.0)}
 
     def loha(self, rank=2):
         file = {f"{LINEAR}.alpha": torch.tensor(float(rank)), f"{CONV}.alpha": torch.tensor(1.0)}
@@ -52,7 +52,8 @@ class File:
         return {f"{LINEAR}.a1.weight": self.draw(32, 3), f"{LINEAR}.a2.weight": self.draw(3, 32),
                 f"{LINEAR}.b1.weight": self.draw(32, 3), f"{LINEAR}.b2.weight": self.draw(3, 32),
                 f"{CONV}.a1.weight": self.draw(32, 3), f"{CONV}.a2.weight": self.draw(3, 32),
-                f"{CONV}.b1.weight": self.draw(32, 3), f"{CONV}.b2.weight": self.draw(3, 288, scale=0.1)}
+                f"{CONV}.b1.weight": self.draw(32, 3), f"{CONV}.b2.weight": self.draw(3, 288, scale=0.1),
+                f"{LINEAR}.alpha": torch.tensor(2.0)}
 
     def glora_square(self):
         return {f"{LINEAR}.{name}.weight": self.draw(32, 32, scale=0.1) for name in ("a1", "a2", "b1", "b2")}
