@@ -187,8 +187,8 @@ def test_a_hook_that_scales_what_an_adapter_adds_to_takes_a_copy(tiny, base, pro
 
 
 @bypassed
-@pytest.mark.parametrize("kind", ["dora", "oft", "set"])
-@pytest.mark.parametrize("bypass", ["lora", "lokr", "dora", "boft"])
+@pytest.mark.parametrize(("kind", "bypass"), [("dora", "lora"), ("oft", "lora"), ("set", "lora"), ("dora", "lokr"),
+                                              ("dora", "dora"), ("dora", "boft")])
 def test_a_hook_that_scales_what_a_bypass_adapter_adds_to(tiny, base, prompts, kind, bypass):
     """Such an adapter acts behind the layer, whatever the hook made of it: refused -> rows, as in its own model."""
     positive, negative = prompts
@@ -197,6 +197,16 @@ def test_a_hook_that_scales_what_a_bypass_adapter_adds_to(tiny, base, prompts, k
     one, two = (gcfg(base, positive, negative, tiny.latent(), links=[
         Link(model=injected(model, bypass), conditioning=hooked)]) for model in (base, tiny.sd15(1)))
     assert relative(one, two) < 1e-4
+
+
+@bypassed
+@pytest.mark.parametrize("kind", ["oft", "glora"])
+def test_a_hook_that_scales_what_a_bypass_adapter_turns_is_refused(base, kind):
+    """On rows these are what their merged weights are, which the hook would scale."""
+    hooks = comfy.hooks.create_hook_lora(File(5).dora(), 0.7, 0.0).hooks
+    assert row_adapter(injected(base, "lora"), base, hooks).layers
+    with pytest.raises(NotRowwise, match="a LoRA hook does more than to add"):
+        row_adapter(injected(base, kind), base, hooks)
 
 
 def test_several_kinds_in_one_chain(tiny, base, prompts):

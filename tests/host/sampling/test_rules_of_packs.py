@@ -146,7 +146,7 @@ def test_hooks_that_a_controlnet_brings_change_on_every_model(tiny, base, prompt
     positive, negative = prompts
     twin, net = tiny.sd15(1), controlled(positive, [], tiny.controlnet())[0]
     net[0][1]["control"].extra_hooks = hook("sd15", positive, True)[0][1]["hooks"]
-    normal = dict(scheduler="normal", steps=8)
+    normal = dict(scheduler="normal", steps=4)
     expected = stock(base, net, negative, tiny.latent(), **normal)
     links = [Link(model=twin, conditioning=net, reference="previous guidance")]
     assert relative(gcfg(base, net, negative, tiny.latent(), links=links, **normal), expected) < 1e-4
