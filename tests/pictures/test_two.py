@@ -116,14 +116,15 @@ def test_the_table_pairs_the_runs():
         return dict.fromkeys(("each alone", "half", "nearer", "twice", "cosine before", "cosine after"), 0.5) | {
             "both": both}
 
-    found = dict(zip(two.WORDS, ({"a": [run(0.1), run(0.3)], "b": [run(0.5)]},
-                                 {"a": [run(0.1), run(0.3)], "b": [run(0.5)]},
-                                 {"a": [run(0.1), run(0.3)], "b": [run(0.5)]},
-                                 {"a": [run(0.3), run(0.6)], "b": [run(0.9)]}), strict=True))
+    low, high = ({"a": [run(0.1), run(0.3)], "b": [run(0.5)]}, {"a": [run(0.3), run(0.6)], "b": [run(0.9)]})
+    found = {words: high if words == two.TUNED else low for words in two.WORDS}
     lines = two.table([{"both": 0.8}], found)
-    assert lines[2].startswith("| base, described |  |  | 0.80 |") and "| 0.30 |" in lines[3] and "| 0.60 |" in lines[6]
-    assert all("| +0.30 [+0.05, +0.55] |" in line for line in lines[7:]) and len(lines) == 10
-    assert two.by_pair(found)[2] == "| a | 0.20; 0.50 | 0.20; 0.50 | 0.20; 0.50 | 0.45; 0.50 |"
+    kinds = len(two.WORDS)
+    assert lines[2].startswith("| base, described |  |  | 0.80 |") and len(lines) == kinds + 3 + len(two.COMPARED)
+    assert all("| 0.30 |" in line for line in lines[3:2 + kinds]) and "| 0.60 |" in lines[2 + kinds]
+    for line, (kind, _) in zip(lines[3 + kinds:], two.COMPARED, strict=True):
+        assert ("| +0.30 [+0.05, +0.55] |" if kind == two.TUNED else "| +0.00 [+0.00, +0.00] |") in line
+    assert two.by_pair(found)[2] == "| a " + "| 0.20; 0.50 " * (kinds - 1) + "| 0.45; 0.50 |"
 
 
 def test_characters_of_a_pair_are_told_apart_by_what_they_are_said_to_differ_in():
