@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -71,13 +68,9 @@ class Latent:
 
     def _read(self, mirrored: bool) -> Tensor:
         try:
-            with open(self.path, "rb", buffering=0) as file:
-                head = file.read(_LENGTH)
-                start, (copies, *shape), kind = _layout(head + file.read(int.from_bytes(head[-2:], "little")))
-                size = math.prod(shape) * kind.itemsize
-                file.seek(start + min(int(mirrored), copies - 1) * size)
-                return torch.from_numpy(np.frombuffer(file.read(size), kind).reshape(shape).astype(np.float32))
-        except (OSError, ValueError, EOFError) as error:
+            copies = np.load(self.path, allow_pickle=False)
+            return torch.from_numpy(copies[min(int(mirrored), len(copies) - 1)].astype(np.float32))
+        except Exception as error:  # of many kinds, tokenize's among them, where the file's head is damaged
             raise LatentsGone(f"the latents of '{self.file}' cannot be read any more ({error}).") from error
 
 
@@ -180,27 +173,6 @@ def _encode(path: Path, mask: Path | None, target: Path, source: Source, encode:
     return {"shape": shape, "bytes": target.stat().st_size}
 
 
-_LENGTH = 10
-"""Bytes of a .npy file that end with the length of the rest of its head."""
-
-
-@lru_cache(4096)
-def _layout(head: bytes) -> tuple[int, tuple[int, ...], np.dtype]:
-    """Where the values of a .npy file begin, their shape and type; ValueError if its head is not one of ``store``.
-
-    Files of one shape have the same head, and understanding it again would take longer than reading the values.
-    """
-    file = io.BytesIO(head)
-    try:
-        version = np.lib.format.read_magic(file)
-        shape, by_columns, kind = np.lib.format.read_array_header_1_0(file)
-    except Exception as error:  # of many kinds, tokenize's among them
-        raise ValueError(f"its head is damaged: {error}") from error
-    if version != (1, 0) or by_columns or not shape:
-        raise ValueError("not an array of latents")
-    return file.tell(), shape, kind
-
-
 def masks_of(latents: Sequence[Latent], like: Tensor) -> Tensor | None:
     """The masks (B, 1, h, w) of pictures on the device of ``like``, None if no picture has one."""
     if not any(latent.masked for latent in latents):
@@ -211,7 +183,7 @@ def masks_of(latents: Sequence[Latent], like: Tensor) -> Tensor | None:
 def store(target: Path, values: np.ndarray) -> None:
     """Write an array in one step."""
     with files.replacing(target, durable=False) as file:
-        np.save(file, np.ascontiguousarray(values), allow_pickle=False)
+        np.save(file, values, allow_pickle=False)
 
 
 def split(latents: Sequence[Latent], held_out: int, seed: int, before: Sequence[str] = ()
