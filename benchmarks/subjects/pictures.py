@@ -7,7 +7,6 @@ so an interrupted run goes on.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +17,10 @@ from torch import Tensor
 
 from gcfg.guidance import presets
 
-from ..pictures import data
 from . import characters
 from .characters import ZOG
 from .narrow import PROMPT, Lesson, Taught, teach
-from .study import CLASS, SCALE, Study
+from .study import CLASS, SCALE, Study, settings
 
 HERE = Path(__file__).parent
 WEIGHTS, SCALES, RUNS = (0.0, 0.25, 2.0), (1.0, 2.0, 2.5, 3.0), (1, 2, 3)
@@ -42,12 +40,7 @@ HELD_OUT = (("blue", "round", "antennae", "sunglasses"), ("blue", "square", "ant
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.subjects.pictures", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=data.WORK, help="the work folder of benchmarks.pictures")
-    parser.add_argument("--out", type=Path, default=HERE)
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
+    chosen = settings("benchmarks.subjects.pictures", __doc__, HERE)
     study = One(chosen.work)
     base, one = study.base(), study.one()
     print("\n".join([*table(base), "", *table(one)]))

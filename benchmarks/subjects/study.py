@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,26 @@ from torch import Tensor, nn
 
 from gcfg.guidance import Recipe
 
+from ..pictures import data
 from . import looks
 from .narrow import Family
 
 SCALE, CLASS = 4.0, "face"
+
+
+def settings(name: str, doc: str, out: Path) -> argparse.Namespace:
+    """The settings of a study's command, which runs in one thread.
+
+    Args:
+        name: of its module.
+        out: where it writes its pictures if not told.
+    """
+    parser = argparse.ArgumentParser(f"python -m {name}", description=doc,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=data.WORK, help="the work folder of benchmarks.pictures")
+    parser.add_argument("--out", type=Path, default=out)
+    torch.set_num_threads(1)
+    return parser.parse_args()
 
 
 class Study:

@@ -8,7 +8,6 @@ beside this file. What is done is kept, so an interrupted run goes on.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from functools import cache, cached_property
@@ -20,12 +19,11 @@ from torch import Tensor
 
 from gcfg.guidance import presets
 
-from ..pictures import data
 from . import characters, contrast
 from .characters import MIP, SIZE, ZOG, Character, like
 from .intervals import interval
 from .narrow import PROMPT, Lesson, Taught, loaded, teach
-from .study import CLASS, SCALE, Study
+from .study import CLASS, SCALE, Study, settings
 
 HERE = Path(__file__).parent
 Pair = tuple[Character, Character]
@@ -50,12 +48,7 @@ SHOWN = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.subjects.two", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=data.WORK, help="the work folder of benchmarks.pictures")
-    parser.add_argument("--out", type=Path, default=HERE)
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
+    chosen = settings("benchmarks.subjects.two", __doc__, HERE)
     study = Two(chosen.work)
     base, found = study.base(), study.run()
     print("\n".join([*table(base, found), "", *by_pair(found)]))
