@@ -14,6 +14,7 @@ from harness.find import PACK
 from harness.models import encoders, transformers
 from harness.packs import pack_of
 from harness.server.browser import browse
+from harness.server.serve import ServerError
 
 pytestmark = pytest.mark.server
 
@@ -117,7 +118,8 @@ def test_open_and_run_twice_in_the_frontend(server):
     """The second Run, which the host answers from what it kept, leaves every picture where it is shown."""
     with browse(server) as frontend:
         for title in TITLES:
-            frontend.load(json.loads((PACK / "workflows" / f"{title}.json").read_text()))
+            graph = json.loads((PACK / "workflows" / f"{title}.json").read_text())
+            frontend.load(graph)
             assert frontend.missing_nodes() == of_other_packs(read(title)), title
             if of_other_packs(read(title)):  # they run in tests/host/beside
                 continue
@@ -127,9 +129,18 @@ def test_open_and_run_twice_in_the_frontend(server):
             frontend.set_inputs(tiny(server, title))
             for _ in range(2):
                 assert frontend.run()["kind"] == "execution_success", title
-                assert without_picture(frontend) == [], title
+                if lists_results(server) or not graph["extra"].get("linearMode"):
+                    assert without_picture(frontend) == [], title
         assert bypassed(frontend, numbered("Several Guidances"), "Towards minimalist") == {"Away from clutter"}
         assert frontend.errors == []
+
+
+def lists_results(server):
+    """Whether the host answers what an app asks for its results; one that does not brings a frontend without apps."""
+    try:
+        return bool(server.request("/api/jobs"))
+    except ServerError:
+        return False
 
 
 def without_picture(frontend, tries=40):
