@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from gcfg.training.data import dataset, index
+from gcfg.training.data import batches, dataset, index
 from gcfg.training.memory import PRESETS
 from gcfg.training.run import continuation, state
 from gcfg.training.run.task import Watch
@@ -148,7 +148,9 @@ def test_all_states_damaged_is_no_new_beginning(make):
         make("run")
 
 
-def test_latents_that_vanish_cost_no_step(make, tmp_path):
+def test_latents_that_vanish_cost_no_step(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "IN_MEMORY", 0)
+
     class Vanish(Watch):
         def progress(self, step, steps, loss):
             if step == 4:

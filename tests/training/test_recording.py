@@ -1,15 +1,10 @@
-"""Events for TensorBoard where it is installed; samples that are made ahead of their step."""
+"""Events for TensorBoard where it is installed."""
 
 import sys
 import types
 
 import pytest
-import torch
 
-from gcfg.training.data.batches import Loader
-from gcfg.training.settings import Settings
-
-from .conftest import draw_pictures, encode
 from .test_loop import StopAfter, equal, final
 
 
@@ -66,17 +61,3 @@ def test_real_events(make):
     run = make("run", target_steps=2)
     run.run()
     assert list((run.folder.path / "tensorboard").glob("events*"))
-
-
-def test_the_next_step_is_read_while_this_one_is_computed(tmp_path):
-    from gcfg.training.data import dataset
-
-    source = dataset.Source(str(draw_pictures(tmp_path / "p", 8)), 64)
-    latents = dataset.cache(source, tmp_path / "latents", "averaging", encode).found
-    loader = Loader(latents, Settings(batch=4), torch.device("cpu"))
-    loader.samples(0, loader.groups(0, 4)[0])
-    ahead = loader._prepared[1].result(timeout=60)
-    x0, noise, level, _ = loader.samples(1, loader.groups(1, 4)[0])
-    assert all(torch.equal(x0[k], ahead[place][0]) and torch.equal(noise[k], ahead[place][1]) and level[k] ==
-               ahead[place][2] for k, place in enumerate(loader.groups(1, 4)[0])) and sorted(loader._prepared) == [1, 2]
-    loader.close()

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import cycle, islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from ..run import distributed
 from ..settings import Settings
 from .dataset import Latent
 
+IN_MEMORY = 2**28
+"""Bytes of latents that stay in memory once they are read; others are read from disk whenever they are needed."""
 Samples = tuple[Tensor, Tensor, Tensor, list[Latent]]
 """Latents (B, C, h, w), noise, levels (B,), and the B pictures."""
 
@@ -81,7 +84,8 @@ def micro_batches(shapes: Mapping[int, tuple[int, ...]], size: int) -> list[list
 class Loader:
     """The samples of every step: the same whatever the micro-batch is, and however often a run was interrupted.
 
-    Those of the next step are read and drawn in a thread while this step is computed.
+    Those of the next step are read and drawn in a thread while this step is computed. Of the latents that are read,
+    ``IN_MEMORY`` bytes are kept for the epochs to come.
 
     Args:
         latents: pictures to train on.
@@ -95,6 +99,8 @@ class Loader:
                            mixed=not settings.fused_backward)  # which updates weights after every micro-batch
         self._thread = ThreadPoolExecutor(1, "GCFG loader")
         self._prepared: dict[int, Future] = {}
+        self._kept: dict[str, np.ndarray] = {}
+        self._room = IN_MEMORY
 
     def files(self, step: int, places: Iterable[int]) -> list[str]:
         """The pictures at places of a step's batch."""
@@ -125,13 +131,22 @@ class Loader:
         for place, latent in mine.items():
             level, flip, noise, offset = draw(latent.shape, s.seed, "sample", step, place)
             mirrored = s.flip and flip < 0.5
-            x0 = latent.load(mirrored)
+            seen = replace(latent, mirrored=mirrored, copies=self._copies(latent))
             level = torch.tensor(level)
             if s.timesteps == "logit-normal":
                 level = logit_normal(level)
-            seen = replace(latent, mirrored=mirrored) if latent.masked else latent
-            rows[place] = x0, offset_noise(noise, offset, s.noise_offset), level, seen
+            rows[place] = seen.load(mirrored), offset_noise(noise, offset, s.noise_offset), level, seen
         return rows
+
+    def _copies(self, latent: Latent) -> np.ndarray:
+        """A picture's latents, as it is and mirrored, from memory or disk."""
+        copies = self._kept.get(latent.path)
+        if copies is None:
+            copies = latent.read()
+            if copies.nbytes <= self._room:
+                self._room -= copies.nbytes
+                self._kept[latent.path] = copies
+        return copies
 
     def close(self) -> None:
         """End the thread."""

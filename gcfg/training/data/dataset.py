@@ -48,6 +48,7 @@ class Latent:
         masked: whether it has a mask.
         mirrored: how ``mask`` sees it.
         resolution: at which it was cut, see ``Source``.
+        copies: what lies at ``path`` where that has been read, see ``read``.
     """
 
     file: str
@@ -57,21 +58,26 @@ class Latent:
     masked: bool = field(default=False, kw_only=True)
     mirrored: bool = field(default=False, kw_only=True)
     resolution: int = field(default=0, kw_only=True)
+    copies: np.ndarray | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     def load(self, mirrored: bool) -> Tensor:
         """(C, h, w), float32; LatentsGone if they cannot be read."""
-        return self._read(mirrored)[:self.shape[0]]
+        return self._copy(mirrored)[:self.shape[0]]
 
     def mask(self) -> Tensor:
         """(1, h, w) in [0, 1], the share of each cell that counts."""
-        return self._read(self.mirrored)[self.shape[0]:] if self.masked else torch.ones(1, *self.shape[1:])
+        return self._copy(self.mirrored)[self.shape[0]:] if self.masked else torch.ones(1, *self.shape[1:])
 
-    def _read(self, mirrored: bool) -> Tensor:
+    def read(self) -> np.ndarray:
+        """What lies at ``path``; LatentsGone if it cannot be read."""
         try:
-            copies = np.load(self.path, allow_pickle=False)
-            return torch.from_numpy(copies[min(int(mirrored), len(copies) - 1)].astype(np.float32))
+            return np.load(self.path, allow_pickle=False)
         except Exception as error:  # of many kinds, tokenize's among them, where the file's head is damaged
             raise LatentsGone(f"the latents of '{self.file}' cannot be read any more ({error}).") from error
+
+    def _copy(self, mirrored: bool) -> Tensor:
+        copies = self.read() if self.copies is None else self.copies
+        return torch.from_numpy(copies[min(int(mirrored), len(copies) - 1)].astype(np.float32))
 
 
 @dataclass(frozen=True)
