@@ -2,6 +2,7 @@
 
 import csv
 import math
+import weakref
 
 import pytest
 import torch
@@ -105,6 +106,19 @@ def test_micro_batches_do_not_change_the_result(make):
     big.run()
     small.run()
     assert torch.allclose(big.record.table()[:, 1].nan_to_num(), small.record.table()[:, 1].nan_to_num(), rtol=1e-4)
+
+
+def test_no_graph_outlives_its_micro_batch(make):
+    network = Network()
+    loss, graphs = loop_loss(network), []
+
+    def losses(x0, noise, level, pictures):
+        assert all(graph() is None for graph in graphs)
+        found = loss(x0, noise, level)
+        graphs.append(weakref.ref(found))
+        return found
+    make("run", None, network, losses, micro_batch=1, held_out=0, target_steps=2).run()
+    assert len(graphs) == 8
 
 
 def limited(network, most):

@@ -176,6 +176,7 @@ class Stepper:
                 (losses.sum() * weight).backward()
                 if weight:
                     found.append(losses.detach())
+                del losses  # with all that its graph holds, before the next forward pass
         except Exception as error:
             if self.cut:
                 raise
