@@ -76,6 +76,7 @@ with distributed.joined(cuda=False):
     broken = make("broken", None, spoilt)
     saying(broken)
     full = make("full")
+    distributed.wait()  # for the other, which looks into the folder too
     if distributed.rank() == 0:
         full.folder.states.rename(full.folder.path / "gone")
         full.folder.states.write_text("a file where the folder was")
