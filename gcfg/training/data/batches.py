@@ -1,4 +1,4 @@
-"""Which pictures a step sees, and their latents with noise and levels, prepared while the step before is computed."""
+"""Which pictures a step sees, and their latents, read while the step before is computed, with noise and levels."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def micro_batches(shapes: Mapping[int, tuple[int, ...]], size: int) -> list[list
 class Loader:
     """The samples of every step: the same whatever the micro-batch is, and however often a run was interrupted.
 
-    Those of the next step are read and drawn in a thread while this step is computed. Of the latents that are read,
-    ``IN_MEMORY`` bytes are kept for the epochs to come.
+    Latents of the next step are read in a thread while this step is computed. ``IN_MEMORY`` bytes of them are kept for
+    the epochs to come.
 
     Args:
         latents: pictures to train on.
@@ -98,7 +98,7 @@ class Loader:
         self.order = Order([latent.shape for latent in latents], settings.batch, settings.seed,
                            mixed=not settings.fused_backward)  # which updates weights after every micro-batch
         self._thread = ThreadPoolExecutor(1, "GCFG loader")
-        self._prepared: dict[int, Future] = {}
+        self._reading: dict[int, dict[str, Future]] = {}
         self._kept: dict[str, np.ndarray] = {}
         self._room = IN_MEMORY
 
@@ -115,37 +115,36 @@ class Loader:
 
     def samples(self, step: int, group: Sequence[int]) -> Samples:
         """The samples of a micro-batch; LatentsGone if they cannot be read."""
-        self._prepared = {at: self._prepared.get(at) or self._prepare(at) for at in (step, step + 1)}
-        rows = self._prepared[step].result()
-        x0, noise, level = (torch.stack([rows[place][k] for place in group]).to(self.device) for k in range(3))
-        return x0, noise, level, [rows[place][3] for place in group]
-
-    def _prepare(self, step: int) -> Future:
         batch = self.order.at(step)
-        mine = {place: self.latents[batch[place]] for place in range(distributed.rank(), len(batch),
-                                                                     distributed.world())}
-        return self._thread.submit(self._read, step, mine)
+        self._reading = {at: self._reading[at] if at in self._reading else self._read(at) for at in (step, step + 1)}
+        rows = [self._sample(step, place, self.latents[batch[place]]) for place in group]
+        x0, noise, level = (torch.stack([row[k] for row in rows]).to(self.device) for k in range(3))
+        return x0, noise, level, [row[3] for row in rows]
 
-    def _read(self, step: int, mine: Mapping[int, Latent]) -> dict[int, tuple[Tensor, Tensor, Tensor, Latent]]:
-        rows, s = {}, self.settings
-        for place, latent in mine.items():
-            level, flip, noise, offset = draw(latent.shape, s.seed, "sample", step, place)
-            mirrored = s.flip and flip < 0.5
-            seen = replace(latent, mirrored=mirrored, copies=self._copies(latent))
-            level = torch.tensor(level)
-            if s.timesteps == "logit-normal":
-                level = logit_normal(level)
-            rows[place] = seen.load(mirrored), offset_noise(noise, offset, s.noise_offset), level, seen
-        return rows
+    def _read(self, step: int) -> dict[str, Future]:
+        """Begin to read what a step needs of this process and is not in memory, by path."""
+        mine = {self.latents[i].path: self.latents[i] for i in
+                self.order.at(step)[distributed.rank()::distributed.world()]}
+        return {path: self._thread.submit(mine[path].read) for path in mine.keys() - self._kept.keys()}
 
-    def _copies(self, latent: Latent) -> np.ndarray:
-        """A picture's latents, as it is and mirrored, from memory or disk."""
-        copies = self._kept.get(latent.path)
+    def _sample(self, step: int, place: int, latent: Latent) -> tuple[Tensor, Tensor, Tensor, Latent]:
+        s = self.settings
+        level, flip, noise, offset = draw(latent.shape, s.seed, "sample", step, place)
+        mirrored = s.flip and flip < 0.5
+        seen = replace(latent, mirrored=mirrored, copies=self._copies(step, latent.path))
+        level = torch.tensor(level)
+        if s.timesteps == "logit-normal":
+            level = logit_normal(level)
+        return seen.load(mirrored), offset_noise(noise, offset, s.noise_offset), level, seen
+
+    def _copies(self, step: int, path: str) -> np.ndarray:
+        """The latents of a picture, as it is and mirrored."""
+        copies = self._kept.get(path)
         if copies is None:
-            copies = latent.read()
+            copies = self._reading[step][path].result()
             if copies.nbytes <= self._room:
                 self._room -= copies.nbytes
-                self._kept[latent.path] = copies
+                self._kept[path] = copies
         return copies
 
     def close(self) -> None:
