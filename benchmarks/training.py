@@ -1,7 +1,7 @@
 """What training costs: steps a second and memory of every memory preset, beside the same steps by a plain loop.
 
     python benchmarks/training.py [--families sd15 sdxl Flux.1 Z-Image] [--variants "LoRA 16, 24 GB" ...]
-                                  [--size tiny|sd15] [--latent 16] [--starts 3] [--steps 8] [--seconds 10]
+                                  [--size tiny|sd15] [--latent 16] [--starts 6] [--steps 6] [--seconds 2]
                                   [--device cpu|cuda]
 
 "ours" is the training of this pack: latents from disk, noise that depends on the step alone, checks of every loss and
@@ -9,10 +9,12 @@ gradient. "plain" is a loop written by hand over the same network, optimizer, pr
 in the backward pass where ours is, with latents in memory and no checks. "diffusers" is that loop over diffusers' UNet
 of the same shape, which keeps its cross-attention; it needs the package. Each is a process of its own with random
 weights. The processes take turns step by step, now this one first, now that one, so that other work on the machine
-meets all of them; times are medians, of CPU time on a CPU. "Ours is faster by" is the median of the ratios of
-neighbouring steps, with the interval that holds it in 95 % of 4000 samples of them (bootstrap). "Peak" is what the
-device allocated at most; on a CPU how far a process grew over what it was before the network was built, in further
-processes that give back at once what they free.
+meets all of them. They share one core, since two may differ, and are started several times, because where the
+allocator puts things makes one start faster than another. Times are medians, of CPU time on a CPU. "Ours is faster by"
+is the median of the ratios of neighbouring steps, with the interval that holds it in 95 % of 2000 samples of the
+starts and of the steps in each (bootstrap).
+"Peak" is what the device allocated at most; on a CPU how far a process grew over what it was before the network was
+built, in further processes that give back at once what they free.
 """
 
 import argparse
@@ -20,7 +22,6 @@ import ctypes
 import importlib.util
 import multiprocessing
 import os
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -49,6 +50,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 def worker(side: str, family: str, variant: str, args: argparse.Namespace, thrifty: bool, pipe) -> None:
     """Build one of the loops, take a step whenever told to and send its seconds, at last (held, peak, optimizer)."""
     torch.set_num_threads(args.threads)
+    if args.threads == 1 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if thrifty:
         give_back()
     loop = LOOPS[side](family, VARIANTS[variant], args, now)
@@ -95,15 +98,15 @@ def size_of(tensors) -> int:
 
 
 def measure(family: str, variant: str, args: argparse.Namespace) -> dict[str, tuple]:
-    """(seconds of each step, held, peak, optimizer) of all sides, which take turns."""
+    """(seconds of the steps of each start, held, peak, optimizer) of all sides, which take turns."""
     wanted = {"ours", "plain"}
     if importlib.util.find_spec("diffusers") and (family, variant) == ("sd15", "full, 24 GB"):
         wanted.add("diffusers")
     seconds = {side: [] for side in wanted}
-    for _ in range(args.starts):  # where the allocator puts things differs from start to start
+    for _ in range(args.starts):
         taken, reports = turns(wanted, family, variant, args, args.steps, args.seconds)
         for side, more in taken.items():
-            seconds[side] += more
+            seconds[side].append(np.array(more))
     if args.device != "cuda":
         reports = {side: turns({side}, family, variant, args, 2, 0.0, thrifty=True)[1][side] for side in wanted}
     return {side: (seconds[side], *reports[side]) for side in wanted}
@@ -140,9 +143,9 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--size", choices=list(SHAPES), default="tiny", help="of sd15")
     parser.add_argument("--latent", type=int, default=16, help="side of the latents")
-    parser.add_argument("--starts", type=int, default=3, help="how often the processes are started")
-    parser.add_argument("--steps", type=int, default=8, help="steps of each to time in a start, at least")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for how long, at least")
+    parser.add_argument("--starts", type=int, default=6, help="how often the processes are started")
+    parser.add_argument("--steps", type=int, default=6, help="steps of each to time in a start, at least")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for how long, at least")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="threads on the CPU")
     args = parser.parse_args()
@@ -162,17 +165,25 @@ def show(family: str, variant: str, found: dict[str, tuple]) -> None:
     own, held, peak, optimizer = found["ours"]
     for side in sorted(found.keys() - {"ours"}, reverse=True):
         seconds, their_held, their_peak, _ = found[side]
-        print(f"| {family} | {variant} | {optimizer} | {1 / statistics.median(own):.2f} | "
-              f"{1 / statistics.median(seconds):.2f}{'' if side == 'plain' else f' ({side})'} | "
-              f"{ratio(np.array(seconds) / np.array(own))} | {len(own)} | {held / 2**20:.1f}, {their_held / 2**20:.1f} "
-              f"MiB | {peak / 2**20:.1f}, {their_peak / 2**20:.1f} MiB |", flush=True)
+        print(f"| {family} | {variant} | {optimizer} | {rate(own)} | {rate(seconds)}"
+              f"{'' if side == 'plain' else f' ({side})'} | "
+              f"{ratio([theirs / ours for theirs, ours in zip(seconds, own, strict=True)])} | {sum(map(len, own))} | "
+              f"{held / 2**20:.1f}, {their_held / 2**20:.1f} MiB | {peak / 2**20:.1f}, {their_peak / 2**20:.1f} MiB |",
+              flush=True)
 
 
-def ratio(ratios: np.ndarray) -> str:
-    """The median of ratios, and its 95 % interval by bootstrap."""
-    medians = np.median(np.random.default_rng(0).choice(ratios, (4000, len(ratios))), axis=1)
+def rate(seconds: list[np.ndarray]) -> str:
+    return f"{1 / np.median(np.concatenate(seconds)):.3g}"
+
+
+def ratio(starts: list[np.ndarray]) -> str:
+    """The median of the ratios of several starts, and its 95 % interval: starts are drawn again, and ratios in each."""
+    random = np.random.default_rng(0)
+    medians = [np.median(np.concatenate([random.choice(ratios, len(ratios)) for ratios in
+                                         (starts[k] for k in random.integers(len(starts), size=len(starts)))]))
+               for _ in range(2000)]
     low, high = np.quantile(medians, (0.025, 0.975))
-    return f"{np.median(ratios):.2f} [{low:.2f}, {high:.2f}]"
+    return f"{np.median(np.concatenate(starts)):.2f} [{low:.2f}, {high:.2f}]"
 
 
 if __name__ == "__main__":
