@@ -108,7 +108,8 @@ def test_latents_are_read_as_numpy_wrote_them(tmp_path):
 
 
 @pytest.mark.parametrize("spoil", [lambda c: b"", lambda c: c[:9], lambda c: c[:100], lambda c: c[:-1],
-                                   lambda c: c.replace(b"<f2", b"|O8"),
+                                   lambda c: c.replace(b"<f2", b"|O8"), lambda c: c.replace(b"<f2", b"<i2"),
+                                   lambda c: c.replace(b"(2, 4", b"(4, 2"), lambda c: c.replace(b"(2", b"(0"),
                                    lambda c: c.replace(b"NUMPY\1", b"NUMPY\2"), lambda c: c.replace(b"(2", b"((")])
 def test_damaged_latents_are_said_to_be_gone(tmp_path, spoil):
     path = tmp_path / "a.npy"

@@ -71,7 +71,11 @@ class Latent:
     def read(self) -> np.ndarray:
         """What lies at ``path``; LatentsGone if it cannot be read."""
         try:
-            return np.load(self.path, allow_pickle=False)
+            copies = np.load(self.path, allow_pickle=False)
+            channels, *size = self.shape
+            if copies.dtype.kind != "f" or copies.shape[1:] != (channels + self.masked, *size) or not len(copies):
+                raise ValueError(f"{copies.dtype} of shape {copies.shape}")
+            return copies
         except Exception as error:  # of many kinds, tokenize's among them, where the file's head is damaged
             raise LatentsGone(f"the latents of '{self.file}' cannot be read any more ({error}).") from error
 
