@@ -32,6 +32,9 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
 import torch
 torch.set_num_threads(1)
+for number in (signal.SIGTERM, signal.SIGHUP):  # which nohup and background jobs of a shell ignore, as SIGINT
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import conftest
 from gcfg.train import Interruption
 from gcfg.training.run.folder import RunFolder
