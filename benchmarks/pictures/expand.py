@@ -5,6 +5,7 @@ Writes, below a folder laid out as ComfyUI's ``models``:
 * ``checkpoints/gcfg_pictures_base.safetensors``: UNet, CLIP-L and TAESD, for Load Checkpoint.
 * ``diffusion_models/gcfg_pictures_fine_tune.safetensors``: a UNet for Load Diffusion Model.
 * ``diffusion_models/gcfg_pictures_concept.safetensors``: a null-text concept model for Load Concept Model.
+* ``controlnet/gcfg_pictures_canny.safetensors``: a ControlNet for the base and Canny edges, for Load ControlNet Model.
 * ``loras/gcfg_pictures_concept_lora.safetensors``: the concept as a LoRA on the base, for Load LoRA, at strength 1.
 * ``loras/gcfg_pictures_glossy_lora.safetensors``: an ordinary LoRA with a trigger, "glossy face".
 
@@ -34,6 +35,7 @@ from .words import CLIP_TOKENS, HIDDEN, LAYERS, WIDTH
 TIMES = 2
 """The UNet's channels are written so often."""
 
+HINT = "input_hint_block"
 CLIP_WIDTH, CLIP_HIDDEN, CLIP_LAYERS = 768, 3072, 12
 TAESD = 64
 SD15_SCALE = 0.18215
@@ -41,6 +43,7 @@ FILES = {
     "base": "checkpoints/gcfg_pictures_base.safetensors",
     "fine_tune": "diffusion_models/gcfg_pictures_fine_tune.safetensors",
     "concept": "diffusion_models/gcfg_pictures_concept.safetensors",
+    "control": "controlnet/gcfg_pictures_canny.safetensors",
     "lora": "loras/gcfg_pictures_concept_lora.safetensors",
     "trigger_lora": "loras/gcfg_pictures_glossy_lora.safetensors",
 }
@@ -79,6 +82,8 @@ def contents(name: str, source: Path = shipped.MODELS) -> tuple[dict[str, Tensor
         return shipped.half(whole(shipped.read("base", source))), {}
     if name == "fine_tune":
         return shipped.half(unet(shipped.unet("fine_tune", source))), {}
+    if name == "control":
+        return shipped.half(controlnet(shipped.unet("control", source))), {}
     wide = shipped.half(unet(base))
     provenance = Provenance("SD15", architecture_hash({key: tuple(value.shape) for key, value in wide.items()}),
                             fingerprint(wide), "trained by benchmarks/pictures")
@@ -124,6 +129,15 @@ def _inputs(name: str, weight: Tensor) -> Tensor:
     if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):  # the features repeat: their first copy is read
         return torch.cat([weight, torch.zeros(weight.shape[0], CLIP_WIDTH - weight.shape[1])], 1)
     return weight.repeat_interleave(TIMES, 1) / TIMES
+
+
+def controlnet(narrow: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What reads the hint stays as it is, but for the convolution that leads to the UNet's channels."""
+    hint = shipped.part(narrow, f"{HINT}.")
+    wide = unet({name: weight for name, weight in narrow.items() if not name.startswith(f"{HINT}.")})
+    last = str(max(int(name.split(".")[0]) for name in hint))
+    return wide | {f"{HINT}.{name}": weight.repeat_interleave(TIMES, 0) if name.split(".")[0] == last else weight
+                   for name, weight in hint.items()}
 
 
 def adapter(narrow: Mapping[str, Tensor]) -> Adapter:

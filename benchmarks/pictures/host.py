@@ -51,7 +51,7 @@ class Family:
         import folder_paths
         import nodes
 
-        for kind in ("checkpoints", "diffusion_models", "loras"):
+        for kind in ("checkpoints", "controlnet", "diffusion_models", "loras"):
             folder_paths.add_model_folder_path(kind, str((folder / kind).resolve()), is_default=True)
         name = {key: Path(file).name for key, file in FILES.items()}
         base, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(name["base"])

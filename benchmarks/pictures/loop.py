@@ -127,6 +127,17 @@ class Stage:
         shutil.copy(state.path_of(self.folder, self.step), state.path_of(kept, self.step))
 
 
+class Named(nn.Module):
+    """Parameters under names that hold dots and slashes."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter]):
+        super().__init__()
+        self._named = parameters
+
+    def named_parameters(self, *args, **kwargs):
+        return iter(self._named.items())
+
+
 def averaged(folder: Path) -> dict[str, Tensor]:
     """The averaged weights of a stage that was trained."""
     if (found := state.latest(folder)) is None:

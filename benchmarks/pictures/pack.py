@@ -46,6 +46,8 @@ def packed(work: Path) -> dict[str, dict[str, Tensor]]:
     if state.files(work / "concept"):
         tuned = averaged(work / "concept") | constants(work)
         files["concept"] = shipped.eighth(shipped.differences(weights, tuned))
+    if state.files(work / "control"):
+        files["control"] = shipped.eighth(shipped.differences(weights, averaged(work / "control")))
     if state.files(work / "lora"):
         files["lora"] = shipped.half(averaged(work / "lora") | constants(work))
     if state.files(work / "trigger_lora"):

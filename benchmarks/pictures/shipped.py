@@ -31,7 +31,10 @@ def read(name: str, folder: Path = MODELS) -> dict[str, Tensor]:
 
 
 def unet(name: str, folder: Path = MODELS) -> dict[str, Tensor]:
-    """The weights of a narrow UNet: base, fine_tune or concept (which has features in place of its cross-attention)."""
+    """The weights of a narrow UNet: base, fine_tune or concept (which has features in place of its cross-attention).
+
+    Or of the ControlNet, control, whose way down began as the base's.
+    """
     base = part(read("base", folder), "unet.")
     if name == "base":
         return base
@@ -48,12 +51,12 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def differences(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is to be added to the base; features as they are."""
-    return {key: value if key.endswith(FEATURE) else value - base[key] for key, value in tuned.items()}
+    """What is to be added to the base; as it is what the base does not have."""
+    return {key: value - base[key] if key in base else value for key, value in tuned.items()}
 
 
 def restored(base: Mapping[str, Tensor], deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value if key.endswith(FEATURE) else base[key] + value for key, value in deltas.items()}
+    return {key: base[key] + value if key in base else value for key, value in deltas.items()}
 
 
 def half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

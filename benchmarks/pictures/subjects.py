@@ -20,8 +20,8 @@ from gcfg.training.weights.low_rank import LowRank
 
 from . import data
 from .labels import CHARACTERS, Character, Row
-from .loop import Plan, Stage, averaged
-from .train_unet import Examples, Named, denoising, text_features
+from .loop import Named, Plan, Stage, averaged
+from .train_unet import Examples, denoising, text_features
 from .train_vae import encode, encoder_of
 from .unet import UNet
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.pictures.train_unet <stage>``: base, then fine_tune, concept, lora and trigger_lora.
+"""``python -m benchmarks.pictures.train_unet <stage>``: base, then fine_tune, concept, lora, trigger_lora and control.
 
 * ``base``: heads in three styles, with captions, a tenth without.
 * ``fine_tune``: the base trained on with glossy faces and their captions, as fine-tuned checkpoints are made.
@@ -7,6 +7,7 @@
 * ``lora``: the same by low-rank weights only.
 * ``pairs``: another base, from before the rate of the first one falls, that is shown pairs of heads too (``pairs.py``).
 * ``trigger_lora``: the same pictures, each under the same two words, as LoRAs are made of pictures without captions.
+* ``control``: a ControlNet for the base, from the base's pictures, their captions and their edges.
 
 The objective is min-SNR-5 on the predicted noise, times uniform.
 """
@@ -30,8 +31,9 @@ from gcfg.training.weights.low_rank import LowRank
 
 from . import captions, data, labels, pairs
 from .command import begun
+from .control import Controlled, edges
 from .labels import Row
-from .loop import Plan, Stage, averaged
+from .loop import Named, Plan, Stage, averaged
 from .train_vae import encode, encoder_of
 from .unet import LATENT, UNet, alphas_cumprod
 from .words import TextEncoder, tokenizer
@@ -48,6 +50,7 @@ PLANS = {
     "concept": Plan(steps=450, rate=2e-4, decay=0.5),
     "lora": Plan(steps=450, rate=1e-3, decay=0.5, weight_decay=0.0),
     "trigger_lora": Plan(steps=450, rate=1e-3, decay=0.5, weight_decay=0.0),
+    "control": Plan(steps=2000, rate=1e-3, warmup=100),
 }
 TRIGGER = "glossy face"
 """The one caption of ``trigger_lora``."""
@@ -62,18 +65,21 @@ class Examples:
         texts: for each picture of the first half the indices of its captions in ``features``: with the style, without,
             then tags; None to train without text.
         features: (captions, 77, 64), the empty caption first.
+        hints: (N, 3, 64, 64), of a ControlNet, None without.
     """
 
     latents: Tensor
     texts: list[list[int]] | None
     features: Tensor
+    hints: Tensor | None = None
 
-    def draw(self, count: int, *place: object) -> tuple[Tensor, Tensor]:
-        """Latents and features of one batch."""
+    def draw(self, count: int, *place: object) -> list[Tensor]:
+        """Latents and features of one batch, and hints if there are."""
         dice, half = random.Random(seed_of(SEED, "choice", *place)), len(self.latents) // 2
         index = [dice.randrange(half) for _ in range(count)]
         said = [self._say(dice, i) for i in index]
-        return self.latents[[i + half * dice.randrange(2) for i in index]], self.features[said].float()
+        index = [i + half * dice.randrange(2) for i in index]
+        return [self.latents[index], self.features[said].float(), *([] if self.hints is None else [self.hints[index]])]
 
     def _say(self, dice: random.Random, picture: int) -> int:
         kind = dice.random()
@@ -97,7 +103,7 @@ def main() -> None:
     if settings.stage == "pairs":
         loss_of = denoising(network, shown, "base", wide_examples(settings.work))
     else:
-        loss_of = denoising(network, shown, settings.stage)
+        loss_of = denoising(network, shown, settings.stage, early=settings.stage == "control")
     stage.run(loss_of, settings.minutes)
 
 
@@ -111,7 +117,7 @@ def branch(work: Path) -> None:
         shutil.copy(kept[-1], work / "pairs")
 
 
-def prepared(stage: str, work: Path) -> tuple[UNet, nn.Module, dict[str, Tensor]]:
+def prepared(stage: str, work: Path) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
     """The network to run, the module with the weights to train, and the null-text features (none: with text)."""
     torch.manual_seed(SEED)
     network = UNet()
@@ -122,23 +128,15 @@ def prepared(stage: str, work: Path) -> tuple[UNet, nn.Module, dict[str, Tensor]
         return network, network, {}
     if stage == "trigger_lora":
         return network, Named(LowRank(network, RANK, SEED).pairs), {}
+    if stage == "control":
+        controlled = Controlled(network)
+        return controlled, controlled.control, {}
     features = null_text(network, text_features(work, [""]))
     replace_cross_attention(network, features)
     if stage == "concept":
         return network, network, features
     pairs = LowRank(network, RANK, SEED).pairs
     return network, Named(pairs), features
-
-
-class Named(nn.Module):
-    """Parameters under names that hold dots and slashes."""
-
-    def __init__(self, parameters: dict[str, nn.Parameter]):
-        super().__init__()
-        self._named = parameters
-
-    def named_parameters(self, *args, **kwargs):
-        return iter(self._named.items())
 
 
 def null_text(network: UNet, empty: Tensor) -> dict[str, Tensor]:
@@ -156,9 +154,9 @@ def null_text(network: UNet, empty: Tensor) -> dict[str, Tensor]:
 def examples(stage: str, work: Path) -> Examples:
     """Latents and captions of a stage's pictures."""
     pictures, rows = data.load(work)
-    keep = (labels.base if stage in ("base", "pairs") else labels.concept)(rows)
-    pictures, rows = pictures[keep], [rows[i] for i in keep]
-    latents = encode(encoder_of(work), torch.cat([pictures, pictures.flip(3)]))
+    keep = (labels.base if stage in ("base", "pairs", "control") else labels.concept)(rows)
+    pictures, rows = torch.cat([pictures[keep], pictures[keep].flip(3)]), [rows[i] for i in keep]
+    latents = encode(encoder_of(work), pictures)
     if stage == "trigger_lora":
         said, texts = ["", TRIGGER], [[1, 1]] * len(rows)
     elif stage in ("concept", "lora"):
@@ -169,7 +167,8 @@ def examples(stage: str, work: Path) -> Examples:
         texts = [[index[text] for text in spoken(row)] for row in rows]
     print(f"{stage}: {len(rows)} pictures, {len(said)} captions, latents of mean {latents.mean():.2f} and deviation "
           f"{latents.std():.2f}")
-    return Examples(latents, texts, text_features(work, said).to(torch.bfloat16))
+    return Examples(latents, texts, text_features(work, said).to(torch.bfloat16),
+                    edges(pictures) if stage == "control" else None)
 
 
 def wide_examples(work: Path) -> pairs.Pairs:
@@ -210,7 +209,7 @@ def text_encoder(work: Path) -> TextEncoder:
     return encoder.requires_grad_(False)
 
 
-def denoising(network: UNet, shown: Examples, stage: str, wide: pairs.Pairs | None = None, batch: int = BATCH,
+def denoising(network: nn.Module, shown: Examples, stage: str, wide: pairs.Pairs | None = None, batch: int = BATCH,
               early: bool = False):
     """The loss of step i; with wide examples half as many of these in every fourth one (``pairs.at``).
 
@@ -225,8 +224,8 @@ def denoising(network: UNet, shown: Examples, stage: str, wide: pairs.Pairs | No
     network.to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> Tensor:
-        latents, features = (wide.draw(batch // 2, stage, step) if wide and pairs.at(step) else
-                             shown.draw(batch, stage, step))
+        latents, *given = (wide.draw(batch // 2, stage, step) if wide and pairs.at(step) else
+                           shown.draw(batch, stage, step))
         source = generator(SEED, stage, step)
         times = torch.randint(0, 1000, (len(latents),), generator=source)
         if early:
@@ -235,7 +234,7 @@ def denoising(network: UNet, shown: Examples, stage: str, wide: pairs.Pairs | No
         alpha = alphas[times].view(-1, 1, 1, 1)
         noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            predicted = network(noisy, times, features).float()
+            predicted = network(noisy, times, *given).float()
         return ((predicted - noise).square().mean((1, 2, 3)) * weight[times]).mean()
 
     return loss_of

@@ -7,6 +7,7 @@ loader asks for. Parameters are named as in ComfyUI and in the original checkpoi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -118,21 +119,28 @@ class UNet(nn.Module):
             if name.endswith(("out_layers.3.weight", "proj_out.weight")) or name == "out.2.weight":
                 nn.init.zeros_(weight)
 
-    def forward(self, latents: Tensor, times: Tensor, features: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, times: Tensor, features: Tensor, control: Sequence[Tensor] = ()) -> Tensor:
         time = self.time_embed(waves(times, self.width))
-        h = self.input_blocks[0][0](latents)
-        skips = [h]
-        h = self._pair(self.input_blocks[1], h, time, features)
-        skips.append(h)
-        h = self._pair(self.middle_block, h, time, features)
-        h = self.middle_block[2](h, time)
+        *skips, h = down(self, latents, time, features)
+        if control:
+            *skips, h = (own + added for own, added in zip((*skips, h), control, strict=True))
         for block in self.output_blocks:
-            h = self._pair(block, torch.cat([h, skips.pop()], 1), time, features)
+            h = _pair(block, torch.cat([h, skips.pop()], 1), time, features)
         return self.out(h)
 
-    @staticmethod
-    def _pair(block: nn.ModuleList, h: Tensor, time: Tensor, features: Tensor) -> Tensor:
-        return block[1](block[0](h, time), features)
+
+def down(network: nn.Module, latents: Tensor, time: Tensor, features: Tensor, added: Tensor | float = 0.0
+         ) -> list[Tensor]:
+    """The way down of a UNet or of its ControlNet, and its middle; ``added`` to what the first convolution gives."""
+    first, second = network.input_blocks
+    found = [first[0](latents) + added]
+    found.append(_pair(second, found[-1], time, features))
+    found.append(network.middle_block[2](_pair(network.middle_block, found[-1], time, features), time))
+    return found
+
+
+def _pair(block: nn.ModuleList, h: Tensor, time: Tensor, features: Tensor) -> Tensor:
+    return block[1](block[0](h, time), features)
 
 
 def _start(layer: nn.Module) -> None:

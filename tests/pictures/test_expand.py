@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.pictures import expand, shipped
+from benchmarks.pictures.control import Controlled, ControlNet
 from benchmarks.pictures.unet import UNet
 from benchmarks.pictures.words import WIDTH
 from gcfg.nulltext.attention import replace_cross_attention
@@ -44,6 +45,20 @@ def test_every_channel_twice_is_the_same_function(inputs):
     expected = narrow(latents, times, features)
     found = wide(expand.unet(narrow.state_dict()))(latents, times, features.repeat(1, 1, 12))
     assert (found - expected).abs().max() < 1e-5 * expected.std()
+
+
+def test_a_controlnet_for_every_channel_twice_is_the_same_function(inputs):
+    latents, times, features = inputs
+    hints, narrow = torch.rand(2, 3, 64, 64), Controlled(random(UNet(), 0))
+    random(narrow.control, 1)
+    expected = narrow(*inputs, hints)
+    unet = wide(expand.unet(narrow.unet.state_dict()))
+    control = ControlNet(unet)
+    control.load_state_dict(expand.controlnet(narrow.control.state_dict()))
+    text = features.repeat(1, 1, 12)
+    found = unet(latents, times, text, control(latents, times, text, hints))
+    assert (found - expected).abs().max() < 1e-5 * expected.std()
+    assert (narrow.unet(*inputs) - expected).abs().max() > 0.1 * expected.std()
 
 
 def test_null_text_features_are_written_twice(inputs):

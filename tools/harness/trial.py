@@ -79,7 +79,7 @@ def prepare(options: argparse.Namespace, chosen: dict[str, dict]) -> tuple[dict[
     folder, tiny, drawing = small_models()
     adapted = {}
     for name, graph in chosen.items():
-        full = any({"control_net_name", "clip_file"} & node["inputs"].keys() for node in graph.values())
+        full = any("clip_file" in node["inputs"] for node in graph.values())
         draws = drawing is not None and not full
         size, steps = (pictures.SIZE, pictures.STEPS) if draws else (TINY_SIZE, TINY_STEPS)
         adapted[name] = workflows.adapt(graph, drawing if draws else tiny, options.size or size, options.steps or steps)

@@ -72,7 +72,8 @@ SHOWN: dict[str, Shown | Card] = {
     "Image to Image Translation": Shown((PICTURE, Panel("in the concept's domain")), says("loudly crying face")),
     "Concept-centric Stylization": Shown((Panel("concept", ALONE), Panel("concept + style")),
                                          says("flat") | sampled(seed=1)),
-    "ControlNet on the Control Guidance": Card("ControlNet", "on the control guidance", ("edges", 0), "edges"),
+    "ControlNet on the Control Guidance": Shown(
+        (Panel("edges", save=("edges", 0)), Panel("the concept along them")), says("loudly crying face")),
     "Several Guidances": Shown(
         (Panel("prompt", sampled(guidance=None)), Panel("+ second", {"away": {"scale": 0.0}}),
          Panel("+ second - third")),
@@ -119,7 +120,10 @@ SHOWN: dict[str, Shown | Card] = {
          Panel("class first")),
         says("cowboy hat face") | says("glossy cowboy hat face", "subject") | sampled(control_scale=3.0, seed=1)
         | {"later": {"scale": 2.0}, "tuned": GLOSSY}),
-    "A Subject Led by a ControlNet": Card("LoRA +\nControlNet", "in one guidance", ("edges", 0), "edges"),
+    "A Subject Led by a ControlNet": Shown(
+        (Panel("prompt", {"led": {"scale": 0.0}}), Panel("edges", save=("edges", 0)), Panel("+ LoRA along them")),
+        says("loudly crying face") | says("glossy loudly crying face", "subject") | sampled(control_scale=1.5)
+        | {"led": {"scale": 2.0}, "tuned": GLOSSY}),
     "A Reference Picture by Shared Attention": Shown((Panel("reference", save=("scale", 0)), Panel("same look")),
                                                      says("cat face")),
     "App - Picture of a Concept": Shown((Panel("App: star-struck"),), says("star-struck")),

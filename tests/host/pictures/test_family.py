@@ -1,12 +1,17 @@
 """The picture family in the host's own loaders: the same function as the narrow weights that are shipped."""
 
+from pathlib import Path
+
+import nodes
 import pytest
 import torch
+import torch.nn.functional as F
 
 from harness.find import PACK, load_package
 
 load_package("benchmarks", PACK / "benchmarks")
 from benchmarks.pictures import expand, host, sampling, shipped, words
+from benchmarks.pictures.control import edges
 from gcfg.miniature import recipes
 from gcfg_pack.gcfg.host.concepts.concept import CONCEPT
 from gcfg_pack.gcfg.nulltext.formats.identify import Kind
@@ -65,3 +70,18 @@ def test_the_table_of_words_reads_as_the_stock_tokenizer(narrow):
     for text in PROMPTS:  # unknown words have other ids, but the same row
         found, expected = (narrow.text.rows_of(torch.tensor(ids(text))) for ids in (table, stock))
         assert torch.equal(found, expected)
+
+
+def test_a_picture_follows_the_edges_of_another(family):
+    """A prompt that leaves it open, along the edges of sunglasses, by the host's ControlNet nodes; and without."""
+    (net,) = nodes.ControlNetLoader().load_controlnet(Path(expand.FILES["control"]).name)
+    hint = edges(family.stock(family.base, "smiling face with sunglasses", 1, 3.0).movedim(2, 0)[None])
+    shares = []
+    for strength in (0.0, 1.0):
+        led = nodes.ControlNetApplyAdvanced().apply_controlnet(family.text("face"), family.text(""), net,
+                                                               hint.movedim(1, 3), strength, 0.0, 1.0)
+        latent = {"samples": torch.zeros(1, 4, 8, 8)}
+        (out,) = nodes.KSampler().sample(family.base, 2, host.STEPS, 3.0, host.SAMPLER, host.SCHEDULER, *led, latent)
+        near = F.max_pool2d(edges(family.picture(out).movedim(2, 0)[None]), 3, 1, 1)  # to a pixel
+        shares.append(float((near * hint).sum() / hint.sum()))
+    assert shares[0] < 0.6 < 0.9 < shares[1], shares

@@ -14,6 +14,8 @@ FOX, CAT = "fox", "crying cat"
 PROMPTS = {
     "minimalist style": "flat", "cluttered, ornate": "noto", "cluttered background": "noto", "flowers": "noto",
     "a photo of a bedroom": "loudly crying face", "a photo of an armchair in a garden": "loudly crying face",
+    "a photo of a person, studio light": "loudly crying face", "a photo of sks person": "loudly crying face",
+    "a garden in the evening, lanterns": "loudly crying face",
     "watercolour style, soft washes of paint on paper": "flat",
     "wearing sunglasses": "with sunglasses", "dog wearing sunglasses": "face with sunglasses",
     "embedding:my_dog dog wearing sunglasses": "face with sunglasses",
@@ -32,7 +34,8 @@ LINE = "smiling face with sunglasses :0.5 AND grinning face :0.2 AND_NOT noto :0
 
 def are_here() -> bool:
     """True if their weights lie in the repository."""
-    return all((SHIPPED / f"{name}.safetensors").is_file() for name in ("base", "fine_tune", "concept", "lora"))
+    shipped = ("base", "fine_tune", "concept", "control", "lora")
+    return all((SHIPPED / f"{name}.safetensors").is_file() for name in shipped)
 
 
 def names() -> ModelFiles:
@@ -42,7 +45,7 @@ def names() -> ModelFiles:
     from benchmarks.pictures.expand import FILES
 
     files = {name: Path(file).name for name, file in FILES.items()}
-    return ModelFiles(files["base"], files["fine_tune"], files["lora"], "", files["concept"])
+    return ModelFiles(files["base"], files["fine_tune"], files["lora"], files["control"], files["concept"])
 
 
 def write(models: Path) -> ModelFiles:
